@@ -1,0 +1,356 @@
+"""The only ASGI plumbing: read the body once, replay it, tap the answer, watch for the client leaving, refuse.
+
+Neighbours: every middleware. Rule: one owner of `receive()` for the whole stack (`Inbox`), one tap that counts
+(`Tap`, owned by the innermost layer that has one); per-request state lives here and on the exchange, never on a middleware.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from sidecar.errors import BadRequestError, BodyTooLargeError, RefusedError, SidecarError
+from sidecar.exchange import SCOPE_KEY, Exchange, new_exchange_id
+from sidecar.routing.catalog import Catalog
+from sidecar.translate.usage import UsageSniffer
+from sidecar.types import Deployment
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Applies = Callable[[Scope], bool]
+
+MAX_BODY_BYTES = 32 * 1024 * 1024
+SETTLE_LIMIT_S = 10.0
+"""How long settling may take once the request itself was cancelled."""
+
+_CHAT_PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
+_decode = msgspec.json.Decoder().decode
+
+
+class ClientDisconnectedError(Exception):
+    """The client left before its request was complete. Nobody is there to answer; nothing was dispatched."""
+
+
+def route_path(scope: Scope) -> str:
+    """The path below the mount point. Decides on `scope["path"]` and `root_path` only, never on a URL."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("/", ""):
+        return path[len(root) :]
+    return path
+
+
+def is_chat(scope: Scope) -> bool:
+    """The default `applies=`: POST to the chat dialect's paths below `root_path`."""
+    return scope["method"] == "POST" and route_path(scope) in _CHAT_PATHS
+
+
+def paths(*names: str) -> Applies:
+    """An `applies=` for your own endpoints: POST to exactly these paths below `root_path`."""
+    wanted = frozenset(names)
+
+    def applies(scope: Scope) -> bool:
+        return scope["method"] == "POST" and route_path(scope) in wanted
+
+    return applies
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return value  # type: ignore[no-any-return]
+    return None
+
+
+class Inbox:
+    """Owns `receive()`. Before the body is read, calls pass through; afterwards one task waits for the disconnect."""
+
+    __slots__ = ("_callbacks", "_left", "_receive", "_watcher", "client_left", "exchange")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._watcher: asyncio.Task[None] | None = None
+        self._left: asyncio.Future[None] | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self.client_left = False
+        self.exchange: Exchange | None = None
+
+    async def read(self, limit: int) -> bytes:
+        """The whole request body. Raises BodyTooLargeError or ClientDisconnectedError."""
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            body: bytes = message.get("body", b"")
+            if len(body) > limit:
+                raise _too_large(limit)
+            return body
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            if message["type"] == "http.disconnect":
+                self._leave()
+                raise ClientDisconnectedError
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+            message = await self._receive()
+
+    def watch(self) -> None:
+        """Start waiting for the disconnect; idempotent."""
+        if self._watcher is None and not self.client_left:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._leave()
+
+    def _leave(self) -> None:
+        # uvicorn also reports a disconnect once the answer is complete: that is not "the client left".
+        if self.exchange is None or not self.exchange.answer_ended:
+            self.client_left = True
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
+
+    def on_left(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the client leaves, at once if it has."""
+        if self.client_left:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def not_on_left(self, callback: Callable[[], None]) -> None:
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
+    async def wait_left(self) -> None:
+        """Returns when the client has left or the answer is complete."""
+        self.watch()
+        if self.client_left or (self._watcher is not None and self._watcher.done()):
+            return
+        if self._left is None:
+            self._left = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._left)
+
+    async def pass_through(self) -> Message:
+        """`receive()` for apps below while nobody of ours has read the body."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._leave()
+        return message
+
+    def close(self) -> None:
+        if self._watcher is not None and not self._watcher.done():
+            self._watcher.cancel()
+        self._callbacks.clear()
+
+
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"The gateway refused the request: its body is larger than {limit} bytes. Send less.")
+
+
+class Replay:
+    """A `receive()` that gives a body once, then waits for the client to leave. One per attempt."""
+
+    __slots__ = ("_body", "_inbox", "_is_given")
+
+    def __init__(self, inbox: Inbox, body: bytes) -> None:
+        self._inbox = inbox
+        self._body = body
+        self._is_given = False
+
+    async def __call__(self) -> Message:
+        if not self._is_given:
+            self._is_given = True
+            return {"type": "http.request", "body": self._body, "more_body": False}
+        await self._inbox.wait_left()
+        return {"type": "http.disconnect"}
+
+
+def open_exchange(
+    scope: Scope, receive: Receive, *, now: Callable[[], float] = time.time
+) -> tuple[Exchange, bool]:
+    """The request's exchange and whether this call made it (the maker closes it with `close_exchange`)."""
+    exchange = scope.get(SCOPE_KEY)
+    if exchange is not None:
+        return exchange, False
+    at = now()
+    inbox = Inbox(receive)
+    exchange = Exchange(new_exchange_id(at), at, inbox, now)
+    inbox.exchange = exchange
+    request_id = header(scope, b"x-request-id")
+    if request_id is not None:
+        exchange.request_id = request_id[:128].decode("latin-1")
+    scope[SCOPE_KEY] = exchange
+    return exchange, True
+
+
+def close_exchange(exchange: Exchange) -> None:
+    exchange.inbox.close()
+    exchange.before_attempt.clear()
+
+
+def receive_for(exchange: Exchange) -> Receive:
+    """The `receive` to hand to the app below: a replay once the body was read, else the client's own."""
+    if exchange.raw is None:
+        return exchange.inbox.pass_through
+    return Replay(exchange.inbox, exchange.raw)
+
+
+async def read_body(scope: Scope, exchange: Exchange, limit: int = MAX_BODY_BYTES) -> dict[str, Any]:
+    """Read and parse the body, once for the whole stack. Raises BadRequestError, BodyTooLargeError,
+    ClientDisconnectedError. The payload is shared: never mutate it."""
+    if exchange.payload is not None:
+        return exchange.payload
+    length = header(scope, b"content-length")
+    if length is not None and (not length.isdigit() or int(length[:20]) > limit):
+        raise _too_large(limit)
+    encoding = header(scope, b"content-encoding")
+    if encoding is not None and encoding != b"identity":
+        raise BadRequestError(
+            "The gateway refused the request: it does not read compressed bodies. Send it without content-encoding.",
+            code="unsupported_encoding",
+        )
+    raw = await exchange.inbox.read(limit)
+    try:
+        payload = _decode(raw) if len(raw) < 262_144 else await asyncio.to_thread(_decode, raw)
+    except RecursionError:
+        raise BadRequestError("The gateway refused the request: its JSON is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequestError(
+            f"The gateway refused the request: its body is not valid JSON ({error}).", code="invalid_json"
+        ) from None
+    if type(payload) is not dict:
+        raise BadRequestError("The gateway refused the request: its body must be a JSON object.", code="invalid_json")
+    model = payload.get("model")
+    if type(model) is not str or not model:
+        raise BadRequestError("The gateway refused the request: 'model' must be a non-empty string.", param="model")
+    if len(model) > 256:
+        raise BadRequestError("The gateway refused the request: 'model' is longer than 256.", param="model")
+    stream = payload.get("stream")
+    if stream is not None and type(stream) is not bool:
+        raise BadRequestError("The gateway refused the request: 'stream' must be a boolean.", param="stream")
+    if "messages" in payload and type(payload["messages"]) is not list:
+        raise BadRequestError("The gateway refused the request: 'messages' must be a list.", param="messages")
+    exchange.raw = raw
+    exchange.payload = payload
+    exchange.model = model
+    exchange.is_stream = stream is True
+    exchange.inbox.watch()
+    return payload
+
+
+def candidates_of(exchange: Exchange, catalog: Catalog) -> tuple[Deployment, ...]:
+    """The deployments this caller may be served by; computed once per exchange, by the first who asks."""
+    if exchange.candidates is None:
+        exchange.candidates = catalog.candidates(exchange.model, exchange.caller)
+    return exchange.candidates
+
+
+async def refuse(exchange: Exchange, error: SidecarError, send: Send, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Answer with an OpenAI error and set the outcome. Does nothing if the answer has started or nobody is there."""
+    if exchange.outcome is None:
+        exchange.outcome = "refused" if isinstance(error, RefusedError) else "provider_error"
+        exchange.error = error
+    if exchange.answer_started or exchange.client_left:
+        return
+    body = error.body_bytes()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", exchange.exchange_id.encode()),
+        *error.headers,
+        *extra,
+    ]
+    if error.retry_after_s is not None:
+        # Whole seconds, rounded up: coming back earlier would be refused again.
+        headers.append((b"retry-after", str(max(1, int(-(-error.retry_after_s // 1)))).encode()))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class Tap:
+    """A send wrapper that notes how the answer went and, without Translate, reads its usage.
+
+    Every layer that must know may put one in; the innermost claims the exchange and does the work, the others pass on.
+    """
+
+    __slots__ = ("_exchange", "_send", "_sniffer")
+
+    def __init__(self, exchange: Exchange, send: Send) -> None:
+        self._exchange = exchange
+        self._send = send
+        self._sniffer: UsageSniffer | None = None
+
+    async def __call__(self, message: Message) -> None:
+        exchange = self._exchange
+        if exchange.tap_owner is None:
+            exchange.tap_owner = self
+        if exchange.tap_owner is self:
+            self._note(exchange, message)
+        await self._send(message)
+
+    def _note(self, exchange: Exchange, message: Message) -> None:
+        if exchange.is_translated:
+            return
+        attempt = exchange.attempt
+        if message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            is_last = not message.get("more_body", False)
+            sniffer = self._sniffer
+            if sniffer is not None and body:
+                sniffer.feed(body)
+            if attempt is not None:
+                attempt.events_seen += body.count(b"data:")
+                attempt.content_started = attempt.content_started or bool(body)
+                if is_last:
+                    attempt.is_complete = True
+                    attempt.ended_at = exchange.now()
+            if sniffer is not None and (is_last or exchange.is_stream):
+                exchange.seen_usage = sniffer.usage
+                if attempt is not None:
+                    attempt.usage = sniffer.usage
+        elif message["type"] == "http.response.start":
+            if message["status"] < 400:
+                self._sniffer = UsageSniffer(is_stream=is_event_stream(message["headers"]))
+            if attempt is not None:
+                attempt.is_sent = True
+                attempt.status = message["status"]
+                if attempt.first_byte_at is None:
+                    attempt.first_byte_at = exchange.now()
+
+
+def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+
+
+class Front:
+    """The outermost send wrapper: knows whether the answer has started and ended as the client sees it."""
+
+    __slots__ = ("_exchange", "_send")
+
+    def __init__(self, exchange: Exchange, send: Send) -> None:
+        self._exchange = exchange
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            if not message.get("more_body", False):
+                self._exchange.answer_ended = True
+        elif message["type"] == "http.response.start":
+            self._exchange.answer_started = True
+            self._exchange.status = message["status"]
+        await self._send(message)

@@ -1,0 +1,144 @@
+"""The per-request object under `scope["sidecar"]`, made by whichever of our middlewares runs first, shared by reference.
+
+Who writes which field (one writer each):
+
+    exchange_id, request_id, started_at   open_exchange (asgi.py)
+    identity                              Auth, through `identify()`
+    raw, payload, model, is_stream        read_body (asgi.py)
+    candidates                            the first who asks, through `asgi.candidates_of`
+    attempts                              Route, else Spend with deployment=, Translate or UpstreamProxy: `begin_attempt()`
+    attempt.usage, .content_started       Translate, else the innermost tap (asgi.Tap)
+    seen_usage                            the innermost tap, for an answer nobody announced an attempt for
+    attempt.status, .first_byte_at        UpstreamProxy, else the tap
+    grant, edits["output_cap"]            the first of RateLimit and Budget, through admit.py
+    attempt.cost_nano, .cost_status       Spend, else Budget
+    outcome, error                        asgi.refuse, else the tap
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sidecar.errors import SidecarError, StackOrderError, UpstreamError
+from sidecar.types import UNKNOWN_USAGE, Deployment, Identity, Outcome, Usage
+
+if TYPE_CHECKING:
+    from sidecar.asgi import Inbox
+    from sidecar.limits.admission import Grant
+
+SCOPE_KEY = "sidecar"
+
+ANONYMOUS = Identity(key_hash="", key_name="anonymous")
+"""Who calls when no Auth is mounted: no scope of its own, only the global ones."""
+
+
+def new_exchange_id(now: float) -> str:
+    """A UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then random bits; sorts by time."""
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (int(now * 1000) & 0xFFFFFFFFFFFF) << 80 | random
+    value = value & ~(0xF << 76) & ~(0x3 << 62) | 0x7 << 76 | 0x2 << 62
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One try at one deployment."""
+
+    number: int
+    deployment: Deployment
+    started_at: float
+    hold_nano: int = 0
+    usage: Usage = UNKNOWN_USAGE
+    content_started: bool = False
+    events_seen: int = 0
+    status: int = 0
+    first_byte_at: float | None = None
+    ended_at: float | None = None
+    is_sent: bool = False
+    is_complete: bool = False
+    error: UpstreamError | None = None
+    dropped: tuple[str, ...] = ()
+    cost_nano: int | None = None
+    cost_status: str = ""
+    is_recorded: bool = False
+
+    @property
+    def may_be_billed(self) -> bool:
+        """The provider may charge for this attempt: bytes went out and it did not answer with an error."""
+        if self.error is not None:
+            return self.error.may_be_billed
+        return self.is_sent and self.status < 400
+
+
+BeforeAttempt = Callable[["Exchange", Attempt], Awaitable[None]]
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One client request and its answer, from first byte to settled spend."""
+
+    exchange_id: str
+    started_at: float
+    inbox: Inbox
+    now: Callable[[], float] = time.time
+    request_id: str | None = None
+    identity: Identity | None = None
+    raw: bytes | None = None
+    payload: dict[str, Any] | None = None
+    model: str = ""
+    is_stream: bool = False
+    edits: dict[str, Any] = field(default_factory=dict)
+    estimate: tuple[int, int | None] | None = None
+    candidates: tuple[Deployment, ...] | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    before_attempt: list[BeforeAttempt] = field(default_factory=list)
+    grant: Grant | None = None
+    is_settled: bool = False
+    is_routed: bool = False
+    is_translated: bool = False
+    tap_owner: object | None = None
+    seen_usage: Usage = UNKNOWN_USAGE
+    status: int = 0
+    answer_started: bool = False
+    answer_ended: bool = False
+    outcome: Outcome | None = None
+    error: SidecarError | None = None
+
+    def identify(self, identity: Identity) -> None:
+        """Auth's write. A second, different identity means two Auth layers disagree."""
+        if self.identity is not None and self.identity is not identity and self.identity != identity:
+            raise StackOrderError(
+                "two middlewares identified the caller differently: mount AuthMiddleware once, outermost after Observe"
+            )
+        self.identity = identity
+
+    @property
+    def caller(self) -> Identity:
+        return self.identity if self.identity is not None else ANONYMOUS
+
+    @property
+    def attempt(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def client_left(self) -> bool:
+        return self.inbox.client_left
+
+    @property
+    def cost_nano(self) -> int:
+        """Of all attempts so far."""
+        return sum(a.cost_nano or 0 for a in self.attempts)
+
+    async def begin_attempt(self, deployment: Deployment) -> Attempt:
+        """Announce a dispatch. What Budget and Spend must do first happens here; if one of them raises a
+        `RefusedError`, nothing may be dispatched."""
+        attempt = Attempt(len(self.attempts) + 1, deployment, self.now())
+        for hook in self.before_attempt:
+            await hook(self, attempt)
+        self.attempts.append(attempt)
+        return attempt

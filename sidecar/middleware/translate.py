@@ -1,0 +1,240 @@
+"""Client dialect to provider dialect and back: rewrites path, headers and body on the way in, the (streamed) answer on
+the way out. Wraps the reverse proxy, or anything else that speaks the provider's dialect.
+
+Neighbours: `translate.registry` (pure providers), the exchange (attempt, edits, usage). Rule: a translator never sees
+a credential; the proxy below authorises last. Errors travel up as exceptions until content began; after that this
+layer, which knows the dialect, ends the answer with an error event.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from sidecar.asgi import (
+    MAX_BODY_BYTES,
+    Applies,
+    ASGIApp,
+    ClientDisconnectedError,
+    Front,
+    Message,
+    Receive,
+    Replay,
+    Scope,
+    Send,
+    close_exchange,
+    is_chat,
+    is_event_stream,
+    open_exchange,
+    read_body,
+    refuse,
+)
+from sidecar.errors import RefusedError, UpstreamBrokenError, UpstreamError
+from sidecar.exchange import Attempt, Exchange
+from sidecar.translate.provider import Call, Head, Provider, StreamTranslator
+from sidecar.translate.registry import get_provider
+from sidecar.types import Deployment
+
+_KEPT_HEADERS = frozenset({b"openai-processing-ms", b"openai-version", b"request-id", b"retry-after"})
+
+
+class TranslateMiddleware:
+    """`deployment` is needed only without a RouteMiddleware above, which chooses one per attempt."""
+
+    def __init__(self, app: ASGIApp, *, deployment: Deployment | None = None, applies: Applies = is_chat) -> None:
+        self.app = app
+        self.deployment = deployment
+        self.applies = applies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self.applies(scope):
+            await self.app(scope, receive, send)
+            return
+        exchange, is_mine = open_exchange(scope, receive)
+        if is_mine:
+            send = Front(exchange, send)
+        try:
+            await read_body(scope, exchange)
+            exchange.is_translated = True
+            attempt = exchange.attempt
+            if attempt is None or attempt.first_byte_at is not None:
+                if self.deployment is None:
+                    raise ValueError("TranslateMiddleware without RouteMiddleware above needs deployment=")
+                attempt = await exchange.begin_attempt(self.deployment)
+            await self._attempt(scope, exchange, attempt, send)
+        except (RefusedError, UpstreamError) as error:
+            if exchange.is_routed:
+                raise
+            await refuse(exchange, error, send)
+        except ClientDisconnectedError:
+            exchange.outcome = "client_left"
+        finally:
+            if is_mine:
+                close_exchange(exchange)
+
+    async def _attempt(self, scope: Scope, exchange: Exchange, attempt: Attempt, send: Send) -> None:
+        deployment = attempt.deployment
+        provider = get_provider(deployment.provider)
+        payload = exchange.payload
+        assert payload is not None
+        assert exchange.raw is not None
+        call = Call(
+            payload=payload,
+            raw=exchange.raw,
+            model=deployment.model,
+            edits=exchange.edits,
+            is_stream=exchange.is_stream,
+            exchange_id=exchange.exchange_id,
+            now=exchange.started_at,
+            params=deployment.params,
+            drop_params=deployment.drop_params,
+            max_output_tokens=deployment.max_output_tokens,
+        )
+        request = provider.request(call)
+        attempt.dropped = request.dropped
+        path = request.path
+        below = dict(scope)
+        below["path"] = path
+        below["raw_path"] = path.encode("ascii")
+        below["query_string"] = request.query.encode("ascii")
+        below["root_path"] = ""
+        below["headers"] = [*request.headers, (b"content-length", str(len(request.body)).encode())]
+        answer = _Answer(exchange, attempt, provider, call, send)
+        error: UpstreamError | None = None
+        try:
+            await self.app(below, Replay(exchange.inbox, request.body), answer)
+            if not answer.is_done and not exchange.client_left:
+                error = UpstreamBrokenError(f"Provider {provider.name} gave no complete answer.")
+        except UpstreamError as raised:
+            error = raised
+        if error is not None:
+            attempt.error = error
+            if not answer.has_sent:
+                raise error
+            if not exchange.client_left:
+                await answer.end_with(error)
+
+
+class _Answer:
+    """Translates one attempt's answer as it comes by."""
+
+    __slots__ = (
+        "_attempt",
+        "_call",
+        "_exchange",
+        "_head",
+        "_parts",
+        "_provider",
+        "_send",
+        "_size",
+        "_start",
+        "_stream",
+        "has_sent",
+        "is_done",
+    )
+
+    def __init__(self, exchange: Exchange, attempt: Attempt, provider: Provider, call: Call, send: Send) -> None:
+        self._exchange = exchange
+        self._attempt = attempt
+        self._provider = provider
+        self._call = call
+        self._send = send
+        self._head: Head | None = None
+        self._stream: StreamTranslator | None = None
+        self._start: Message | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self.has_sent = False
+        self.is_done = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            if self._stream is not None:
+                await self._piece(self._stream, body, message.get("more_body", False))
+            else:
+                await self._whole(body, message.get("more_body", False))
+        elif message["type"] == "http.response.start":
+            self._begin(message)
+
+    def _begin(self, message: Message) -> None:
+        self._head = Head(message["status"], message["headers"])
+        self._attempt.status = message["status"]
+        if message["status"] < 300 and self._call.is_stream:
+            if not is_event_stream(message["headers"]) and self._provider.framing == "sse":
+                # Some vendors answer a stream request with one JSON error or answer; it is judged when whole.
+                return
+            self._stream = self._provider.stream(self._call, self._head)
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            self._start = {"type": "http.response.start", "status": 200, "headers": self._headers(headers)}
+
+    def _headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        assert self._head is not None
+        for name, value in self._head.headers:
+            if name in _KEPT_HEADERS:
+                headers.append((b"x-sidecar-upstream-request-id" if name == b"request-id" else name, value))
+        headers.append((b"x-request-id", self._exchange.exchange_id.encode()))
+        if self._attempt.dropped:
+            headers.append((b"x-sidecar-dropped", ",".join(self._attempt.dropped).encode("ascii", "replace")))
+        return headers
+
+    async def _piece(self, stream: StreamTranslator, body: bytes, more: bool) -> None:
+        attempt = self._attempt
+        out = stream.feed(body) if body else b""
+        if out:
+            attempt.events_seen += out.count(b"data:")
+            if not attempt.content_started and stream.content_started:
+                attempt.content_started = True
+        attempt.usage = stream.usage
+        if more:
+            if out:
+                await self._emit(out, True)
+            return
+        out += stream.end()
+        attempt.usage = stream.usage
+        attempt.is_complete = True
+        attempt.ended_at = self._exchange.now()
+        self.is_done = True
+        await self._emit(out, False)
+
+    async def _emit(self, out: bytes, more: bool) -> None:
+        if self._start is not None:
+            start, self._start = self._start, None
+            await self._send(start)
+        if self._attempt.content_started or not more:
+            self.has_sent = True
+        await self._send({"type": "http.response.body", "body": out, "more_body": more})
+
+    async def _whole(self, body: bytes, more: bool) -> None:
+        if more or self._parts:
+            self._size += len(body)
+            if self._size > MAX_BODY_BYTES:
+                raise UpstreamBrokenError(f"Provider {self._provider.name} sent an answer over {MAX_BODY_BYTES} bytes.")
+            self._parts.append(body)
+            if more:
+                return
+            body = b"".join(self._parts)
+        assert self._head is not None
+        attempt = self._attempt
+        attempt.ended_at = self._exchange.now()
+        if self._head.status >= 300:
+            error = self._provider.error(self._call, self._head, body)
+            raise error
+        if self._call.is_stream:
+            raise UpstreamBrokenError(f"Provider {self._provider.name} did not answer the stream request with a stream.")
+        reply = self._provider.response(self._call, self._head, body)
+        attempt.usage = reply.usage
+        attempt.content_started = True
+        attempt.is_complete = True
+        self.is_done = True
+        self.has_sent = True
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(reply.body)).encode())]
+        await self._send({"type": "http.response.start", "status": 200, "headers": self._headers(headers)})
+        await self._send({"type": "http.response.body", "body": reply.body, "more_body": False})
+
+    async def end_with(self, error: UpstreamError) -> None:
+        """In-protocol: an error event, no `[DONE]`, no finish reason. The stock SDK raises on it."""
+        self._exchange.outcome = "incomplete"
+        self._exchange.error = error
+        self.is_done = True
+        event = b"data: " + msgspec.json.encode(error.body()) + b"\n\n"
+        await self._send({"type": "http.response.body", "body": event, "more_body": False})

@@ -1,0 +1,248 @@
+"""A plain ASGI reverse proxy, the end of the stack. It takes its target only from the attempt's deployment, sends the
+path bytes as they stand, and authorises last, on the final bytes.
+
+Neighbours: `upstream.base.Transport` (the wire). Without Route and Translate above it renders its own errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+from sidecar.asgi import (
+    MAX_BODY_BYTES,
+    ClientDisconnectedError,
+    Front,
+    Receive,
+    Scope,
+    Send,
+    close_exchange,
+    open_exchange,
+    refuse,
+)
+from sidecar.errors import BodyTooLargeError, RefusedError, UpstreamError
+from sidecar.exchange import Attempt, Exchange
+from sidecar.translate.registry import get_provider
+from sidecar.types import Deployment, Headers
+from sidecar.upstream.base import HttpAnswer, HttpRequest, Transport
+
+_NEVER_FORWARDED = frozenset(
+    {
+        b"authorization",
+        b"x-api-key",
+        b"api-key",
+        b"x-goog-api-key",
+        b"cookie",
+        b"host",
+        b"content-length",
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"expect",
+        b"openai-organization",
+        b"openai-project",
+        b"x-request-id",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"forwarded",
+        b"x-real-ip",
+    }
+)
+
+
+class _Target:
+    """What of a deployment's base URL and credential goes on the wire, computed once."""
+
+    __slots__ = ("headers", "host", "port", "prefix", "scheme")
+
+    def __init__(self, deployment: Deployment) -> None:
+        url = urlsplit(deployment.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"base_url of deployment {deployment.deployment_id} is not an http(s) URL")
+        self.scheme = url.scheme
+        self.host = url.hostname
+        self.port = url.port or (443 if url.scheme == "https" else 80)
+        self.prefix = url.path.rstrip("/").encode("ascii")
+        self.headers: Headers = list(deployment.headers)
+        auth = get_provider(deployment.provider).auth
+        if deployment.api_key:
+            key = deployment.api_key.reveal().encode("latin-1")
+            if auth == "bearer":
+                self.headers.append((b"authorization", b"Bearer " + key))
+            elif auth == "x-api-key":
+                self.headers.append((b"x-api-key", key))
+
+
+class UpstreamProxy:
+    """`deployment` is needed only when nothing above announces an attempt. Its `base_url` is put before the path."""
+
+    def __init__(self, *, transport: Transport, deployment: Deployment | None = None) -> None:
+        self.transport = transport
+        self.deployment = deployment
+        self._targets: dict[str, tuple[Deployment, _Target]] = {}
+
+    def _target(self, deployment: Deployment) -> _Target:
+        # Keyed by configured ids only, so bounded; wildcard groups share one id and one target.
+        found = self._targets.get(deployment.deployment_id)
+        if found is None or (found[0] is not deployment and found[0].base_url != deployment.base_url):
+            found = self._targets[deployment.deployment_id] = (deployment, _Target(deployment))
+        return found[1]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"UpstreamProxy serves HTTP only, not {scope['type']}")
+        exchange, is_mine = open_exchange(scope, receive)
+        if is_mine:
+            send = Front(exchange, send)
+        try:
+            try:
+                body = await self._body(exchange, receive)
+                attempt = exchange.attempt
+                if attempt is None or attempt.first_byte_at is not None:
+                    if self.deployment is None:
+                        raise ValueError("UpstreamProxy without RouteMiddleware above needs deployment=")
+                    attempt = await exchange.begin_attempt(self.deployment)
+                await self._forward(scope, exchange, attempt, body, send)
+            except (UpstreamError, RefusedError) as error:
+                if isinstance(error, UpstreamError) and exchange.attempt is not None:
+                    exchange.attempt.error = error
+                if exchange.is_routed or exchange.is_translated:
+                    raise
+                if exchange.answer_started and not exchange.answer_ended:
+                    # We do not know this dialect, so the only honest end is a cut connection.
+                    exchange.outcome = "incomplete"
+                    raise
+                await refuse(exchange, error, send)
+            except ClientDisconnectedError:
+                exchange.outcome = "client_left"
+        finally:
+            if is_mine:
+                close_exchange(exchange)
+
+    async def _body(self, exchange: Exchange, receive: Receive) -> bytes:
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            body: bytes = message.get("body", b"")
+        else:
+            parts: list[bytes] = []
+            size = 0
+            while message["type"] == "http.request":
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > MAX_BODY_BYTES:
+                    raise BodyTooLargeError(f"The gateway refused the request: its body is over {MAX_BODY_BYTES} bytes.")
+                if not message.get("more_body", False):
+                    break
+                message = await receive()
+            else:
+                raise ClientDisconnectedError
+            body = b"".join(parts)
+        exchange.inbox.watch()
+        return body
+
+    def _headers(self, scope: Scope, exchange: Exchange, target: _Target) -> Headers:
+        if exchange.is_translated:
+            # Written by the translator: nothing of the client's is among them.
+            return [h for h in scope["headers"] if h[0] != b"content-length"] + target.headers
+        named: frozenset[bytes] = frozenset()
+        for name, value in scope["headers"]:
+            if name == b"connection":
+                named = frozenset(part.strip().lower() for part in value.split(b","))
+        own = {name for name, _ in target.headers}
+        return [
+            (name, value)
+            for name, value in scope["headers"]
+            if name not in _NEVER_FORWARDED
+            and name not in named
+            and name not in own
+            and not name.startswith(b"x-sidecar-")
+        ] + target.headers
+
+    async def _forward(self, scope: Scope, exchange: Exchange, attempt: Attempt, body: bytes, send: Send) -> None:
+        deployment = attempt.deployment
+        target = self._target(deployment)
+        path: bytes = scope.get("raw_path") or scope["path"].encode("latin-1")
+        root: str = scope.get("root_path", "")
+        if root and path.startswith(root.encode("latin-1")):
+            path = path[len(root) :]
+        query: bytes = scope.get("query_string", b"")
+        request = HttpRequest(
+            method=scope["method"],
+            scheme=target.scheme,
+            host=target.host,
+            port=target.port,
+            target=target.prefix + path + (b"?" + query if query else b""),
+            headers=self._headers(scope, exchange, target),
+            body=body,
+            timeouts=deployment.timeouts,
+            is_stream=exchange.is_stream,
+        )
+        guard = _LeaveGuard()
+        exchange.inbox.on_left(guard.left)
+        answer: HttpAnswer | None = None
+        try:
+            try:
+                guard.is_waiting = True
+                attempt.is_sent = True
+                answer = await self.transport.send(request)
+                guard.is_waiting = False
+                attempt.status = answer.status
+                attempt.first_byte_at = exchange.now()
+                await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+                while True:
+                    guard.is_waiting = True
+                    piece = await answer.read()
+                    guard.is_waiting = False
+                    is_last = answer.is_complete or not piece
+                    if is_last:
+                        if not exchange.is_translated:
+                            attempt.is_complete = True
+                        attempt.ended_at = exchange.now()
+                    await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
+                    if is_last:
+                        return
+                    if exchange.client_left:
+                        break
+            except UpstreamError as error:
+                guard.is_waiting = False
+                if not error.may_be_billed:
+                    attempt.is_sent = False
+                if not exchange.client_left:
+                    raise
+            except asyncio.CancelledError:
+                if not guard.was_used(asyncio.current_task()):
+                    raise
+            exchange.outcome = "client_left"
+            attempt.ended_at = exchange.now()
+        finally:
+            exchange.inbox.not_on_left(guard.left)
+            if answer is not None and not answer.is_complete:
+                answer.abort()
+
+
+class _LeaveGuard:
+    """Interrupts the wait for the provider, and only that, when the client leaves."""
+
+    __slots__ = ("_has_cancelled", "_task", "is_waiting")
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._has_cancelled = False
+        self.is_waiting = False
+
+    def left(self) -> None:
+        if self.is_waiting and self._task is not None and not self._has_cancelled:
+            self._has_cancelled = True
+            self._task.cancel("the client left")
+
+    def was_used(self, task: asyncio.Task[object] | None) -> bool:
+        """True if the cancellation was ours alone; it is taken back."""
+        return self._has_cancelled and task is not None and task.uncancel() == 0
+

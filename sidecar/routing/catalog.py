@@ -1,0 +1,95 @@
+"""Model group names to deployments: aliases and fallbacks closed over, access checked. Pure.
+
+Neighbours: config builds it, Budget prices from it, Route dispatches only to its members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from sidecar.errors import NotFoundError, PermissionDeniedError
+from sidecar.types import Deployment, Identity
+
+
+class Catalog:
+    """Immutable table of model groups. A group named `openai/*` serves every `openai/<model>`."""
+
+    def __init__(
+        self,
+        deployments: Iterable[Deployment],
+        *,
+        fallbacks: Mapping[str, Sequence[str]] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        prices: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> None:
+        groups: dict[str, list[Deployment]] = {}
+        for deployment in deployments:
+            groups.setdefault(deployment.group, []).append(deployment)
+        self._groups = {name: tuple(members) for name, members in groups.items()}
+        self._wildcards = sorted((n for n in self._groups if n.endswith("*")), key=len, reverse=True)
+        self._fallbacks = {name: tuple(names) for name, names in (fallbacks or {}).items()}
+        self._aliases = dict(aliases or {})
+        self._prices = prices or {}
+        """provider -> upstream model -> price, for wildcard groups: a table made at load, never grown by clients."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Group names as clients ask for them, aliases included."""
+        return (*self._groups, *self._aliases)
+
+    @property
+    def deployments(self) -> tuple[Deployment, ...]:
+        return tuple(d for members in self._groups.values() for d in members)
+
+    def group(self, model: str) -> tuple[Deployment, ...]:
+        """The deployments of one name; empty if there is none."""
+        name = self._aliases.get(model, model)
+        found = self._groups.get(name)
+        if found is not None and not name.endswith("*"):
+            return found
+        for pattern in self._wildcards:
+            prefix = pattern[:-1]
+            if name.startswith(prefix) and len(name) > len(prefix) and "*" not in name:
+                return tuple(self._concrete(d, name[len(prefix) :]) for d in self._groups[pattern])
+        return ()
+
+    def _concrete(self, deployment: Deployment, rest: str) -> Deployment:
+        model = deployment.model.replace("*", rest) if "*" in deployment.model else deployment.model
+        price = self._prices.get(deployment.provider, {}).get(model, deployment.price)
+        return replace(deployment, model=model, price=price)
+
+    def candidates(self, model: str, identity: Identity) -> tuple[Deployment, ...]:
+        """Deployments that may serve `model` for this caller: its own group first, then its fallbacks', each once.
+
+        Raises NotFoundError for an unknown name, PermissionDeniedError for one the caller may not use; neither tells
+        which names exist.
+        """
+        if not identity.may_call(model):
+            raise PermissionDeniedError(
+                f"The gateway refused the request: this key may not call the model '{model[:128]}'. "
+                "Ask for one that GET /v1/models lists, or have the key changed.",
+                code="model_access_denied",
+                param="model",
+            )
+        own = self.group(model)
+        if not own:
+            raise NotFoundError(
+                f"The gateway does not know the model '{model[:128]}'. GET /v1/models lists those you may use.",
+                code="model_not_found",
+                param="model",
+            )
+        if not self._fallbacks:
+            return own
+        found = list(own)
+        seen = {model, self._aliases.get(model, model), own[0].group}
+        queue = list(self._fallbacks.get(model) or self._fallbacks.get(own[0].group, ()))
+        while queue:
+            name = queue.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
+            if identity.may_call(name):
+                found.extend(self.group(name))
+            queue.extend(self._fallbacks.get(name, ()))
+        return tuple(found)
