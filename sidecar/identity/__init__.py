@@ -1,0 +1,1 @@
+"""Who calls: virtual keys minted, stored as hashes, looked up through caches with a hard age."""

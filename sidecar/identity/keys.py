@@ -1,0 +1,283 @@
+"""Who calls with this key? Memory, then the shared cache, then the database; each older than allowed is asked again.
+
+`tokens.py` knows what a key looks like, `row.py` what is stored, `table.py` reads the database. Rules: the database
+being down is never a wrong key (503, not 401); a lookup that began before a revocation never writes the old key back;
+and no row, wherever it was kept, is used past `hard_age_s` after the database gave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from hashlib import sha256
+from hmac import compare_digest
+from typing import Literal, Protocol
+
+from sidecar.errors import AuthenticationError, UnavailableError
+from sidecar.identity.deadline import Deadline
+from sidecar.identity.row import CachedRow, KeyRow, dump, load
+from sidecar.identity.shared_cache import SharedCache
+from sidecar.identity.tokens import digest_of, hash_key, is_plausible, mask_key, new_key
+from sidecar.types import Identity, Secret
+
+__all__ = ["MASTER_KEY_HASH", "KeySource", "Keys", "hash_key", "mask_key", "new_key"]
+
+MASTER_KEY_HASH = "master"
+"""Stands where a key's hash stands. The real hash of a master key a person chose could be guessed from."""
+
+NEVER = float("inf")
+
+Fault = Literal["unknown", "blocked", "expired"]
+
+
+class KeySource(Protocol):
+    """Where rows come from; raises `UnavailableError` when it cannot tell."""
+
+    async def get(self, key_hash: str) -> KeyRow | None: ...
+
+
+class _Entry:
+    """A usable key in memory. `usable_until` is the nearer of freshness and expiry, so the fast path compares once."""
+
+    __slots__ = ("dead_at", "identity", "loaded_at", "usable_until")
+
+    def __init__(self, identity: Identity, loaded_at: float, usable_until: float, dead_at: float) -> None:
+        self.identity = identity
+        self.loaded_at = loaded_at
+        self.usable_until = usable_until
+        self.dead_at = dead_at
+
+
+class _Flight:
+    """One lookup in progress, shared by all who ask for the same key. Void: a revocation overtook it."""
+
+    __slots__ = ("is_void", "task")
+
+    def __init__(self) -> None:
+        self.is_void = False
+        self.task: asyncio.Task[Identity | Fault] | None = None
+
+
+class Keys:
+    """Looks up virtual keys and the master key.
+
+    fresh_s: a row is used this long without asking again – how soon a revocation made elsewhere is noticed.
+    hard_age_s: while the database does not answer, a known key stays usable until its row is this old, then 503.
+    deadline_s: bound of one database lookup. max_entries: bound of the known keys, and of the refused ones, in memory.
+    """
+
+    def __init__(
+        self,
+        table: KeySource | None,
+        *,
+        master_key: Secret | None,
+        clock: Callable[[], float],
+        shared_cache: SharedCache | None = None,
+        fresh_s: float = 1.0,
+        hard_age_s: float = 30.0,
+        deadline_s: float = 2.0,
+        retry_s: float = 0.5,
+        max_entries: int = 10_000,
+    ) -> None:
+        self._table = table
+        self._clock = clock
+        self._shared = shared_cache
+        self._fresh_s = fresh_s
+        self._hard_age_s = max(hard_age_s, fresh_s)
+        self._deadline = Deadline(deadline_s)
+        self._retry_s = retry_s
+        self._max_entries = max_entries
+        self._known: dict[bytes, _Entry] = {}
+        self._refused: dict[bytes, tuple[Fault, float, float]] = {}
+        self._flights: dict[bytes, _Flight] = {}
+        self._failed_at: float | None = None
+        self._master_digest = digest_of(master_key.reveal()) if master_key else b""
+        self._master = Identity(
+            key_hash=MASTER_KEY_HASH, key_alias=MASTER_KEY_HASH, key_name=MASTER_KEY_HASH, is_admin=True
+        )
+
+    def cached(self, token: str) -> Identity | None:
+        """The caller if memory knows it and the knowledge is fresh; `None` means: `await lookup(token)`."""
+        digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
+        entry = self._known.get(digest)
+        if entry is not None:
+            # A clock set back makes `loaded_at` lie ahead: then nothing is fresh.
+            if entry.loaded_at <= self._clock() < entry.usable_until:
+                return entry.identity
+            return None
+        if self._master_digest and compare_digest(digest, self._master_digest):
+            return self._master
+        return None
+
+    async def lookup(self, token: str) -> Identity:
+        """The caller. Raises `AuthenticationError` (missing, malformed, unknown, `key_blocked`, `expired_key`) or
+        `UnavailableError` when the stores cannot tell."""
+        identity = self.cached(token)
+        if identity is not None:
+            return identity
+        if not token:
+            raise AuthenticationError(
+                "The gateway got no API key. Send one as 'Authorization: Bearer sk-...'.", code="missing_api_key"
+            )
+        if not is_plausible(token):
+            raise AuthenticationError(
+                "The gateway refused the API key: it is malformed. Keys start with 'sk-'; send it as "
+                "'Authorization: Bearer sk-...'."
+            )
+        return await self._resolve(digest_of(token))
+
+    def forget(self, key_hash: str) -> None:
+        """Drops what this process knows of a key; a lookup in progress starts over. Call after each change."""
+        try:
+            digest = bytes.fromhex(key_hash)
+        except ValueError:
+            return
+        self._known.pop(digest, None)
+        self._refused.pop(digest, None)
+        flight = self._flights.pop(digest, None)
+        if flight is not None:
+            flight.is_void = True
+
+    async def revoke(self, key_hash: str) -> bool:
+        """`forget`, here and in the shared cache. False: the shared cache could not be told, so other replicas may
+        use the old row until it is `hard_age_s` old."""
+        self.forget(key_hash)
+        return self._shared is None or await self._shared.delete(key_hash)
+
+    async def aclose(self) -> None:
+        """Ends lookups in progress."""
+        flights = [flight.task for flight in self._flights.values() if flight.task is not None]
+        self._flights.clear()
+        for task in flights:
+            task.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+
+    async def _resolve(self, digest: bytes) -> Identity:
+        while True:
+            now = self._clock()
+            refused = self._refused.get(digest)
+            if refused is not None and refused[1] <= now < refused[2]:
+                raise _refusal(refused[0])
+            flight = self._flights.get(digest)
+            spare = self._spare(digest, now)
+            if spare is not None and self._failed_at is not None:
+                # The database is known to be failing: answer from memory; one lookup finds out whether it is back.
+                if flight is None and not self._failed_at <= now < self._failed_at + self._retry_s:
+                    self._start(digest)
+                return spare
+            if flight is None:
+                flight = self._start(digest)
+            assert flight.task is not None
+            outcome = await asyncio.shield(flight.task)
+            if flight.is_void:
+                continue
+            if isinstance(outcome, str):
+                raise _refusal(outcome)
+            return outcome
+
+    def _spare(self, digest: bytes, now: float) -> Identity | None:
+        """A known key that is no longer fresh but neither expired nor past its hard age."""
+        entry = self._known.get(digest)
+        return entry.identity if entry is not None and entry.loaded_at <= now < entry.dead_at else None
+
+    def _start(self, digest: bytes) -> _Flight:
+        flight = self._flights[digest] = _Flight()
+        flight.task = asyncio.get_running_loop().create_task(self._fly(digest, flight))
+        flight.task.add_done_callback(_collect)
+        return flight
+
+    async def _fly(self, digest: bytes, flight: _Flight) -> Identity | Fault:
+        try:
+            return await self._load(digest, flight)
+        finally:
+            if self._flights.get(digest) is flight:
+                del self._flights[digest]
+
+    async def _load(self, digest: bytes, flight: _Flight) -> Identity | Fault:
+        if self._table is None:
+            return "unknown"
+        key_hash = digest.hex()
+        began_at = self._clock()
+        cached = await self._from_shared(key_hash, began_at)
+        if cached is None:
+            began_at = self._clock()
+            try:
+                row = await self._deadline.run(self._table.get(key_hash))
+            except (UnavailableError, TimeoutError) as error:
+                self._failed_at = self._clock()
+                spare = None if flight.is_void else self._spare(digest, self._failed_at)
+                if spare is not None:
+                    return spare
+                raise UnavailableError(
+                    "The gateway cannot check API keys now: its database does not answer. Try again shortly.",
+                    code="key_store_unavailable",
+                    retry_after_s=1.0,
+                ) from error
+            self._failed_at = None
+            if row is None:
+                return self._refuse(digest, "unknown", began_at, flight)
+            cached = CachedRow(began_at, row)
+            if self._shared is not None and not flight.is_void:
+                await self._shared.set(key_hash, dump(cached))
+        return self._keep(digest, cached, began_at, flight)
+
+    async def _from_shared(self, key_hash: str, now: float) -> CachedRow | None:
+        if self._shared is None:
+            return None
+        data = await self._shared.get(key_hash)
+        cached = load(data, key_hash=key_hash) if data else None
+        if cached is None or not cached.loaded_at <= now + self._fresh_s < cached.loaded_at + self._hard_age_s:
+            return None
+        return cached
+
+    def _keep(self, digest: bytes, cached: CachedRow, began_at: float, flight: _Flight) -> Identity | Fault:
+        row, now = cached.row, self._clock()
+        if row.blocked:
+            return self._refuse(digest, "blocked", began_at, flight)
+        expires_at = NEVER if row.expires_at is None else row.expires_at
+        if expires_at <= now:
+            return self._refuse(digest, "expired", began_at, flight)
+        identity = row.identity()
+        if flight.is_void:
+            return identity
+        dead_at = min(cached.loaded_at + self._hard_age_s, expires_at)
+        usable_until = min(began_at + self._fresh_s, dead_at)
+        before = self._known.pop(digest, None)
+        if before is not None and before.identity == identity:
+            identity = before.identity  # unchanged: what others derived from it stays valid
+        self._refused.pop(digest, None)
+        _bound(self._known, self._max_entries)
+        self._known[digest] = _Entry(identity, min(cached.loaded_at, began_at), usable_until, dead_at)
+        return identity
+
+    def _refuse(self, digest: bytes, fault: Fault, began_at: float, flight: _Flight) -> Fault:
+        if not flight.is_void:
+            self._known.pop(digest, None)
+            self._refused.pop(digest, None)
+            _bound(self._refused, self._max_entries)
+            self._refused[digest] = (fault, began_at, began_at + self._fresh_s)
+        return fault
+
+
+def _bound(entries: dict[bytes, _Entry] | dict[bytes, tuple[Fault, float, float]], limit: int) -> None:
+    """Makes room for one more. Insertion order is the order of refreshing: the first is the longest unused."""
+    while len(entries) >= max(limit, 1):
+        del entries[next(iter(entries))]
+
+
+def _collect(task: asyncio.Task[Identity | Fault]) -> None:
+    # All who waited may have left; a failure nobody asked about any more is not an event.
+    if not task.cancelled():
+        task.exception()
+
+
+def _refusal(fault: Fault) -> AuthenticationError:
+    if fault == "blocked":
+        return AuthenticationError(
+            "The gateway refused the API key: it is blocked. Ask your administrator to unblock it.", code="key_blocked"
+        )
+    if fault == "expired":
+        return AuthenticationError(
+            "The gateway refused the API key: it has expired. Ask your administrator for a new one.", code="expired_key"
+        )
+    return AuthenticationError("The gateway refused the API key: it is unknown. Check that it was copied whole.")
