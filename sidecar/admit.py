@@ -234,5 +234,3 @@ async def extend(exchange: Exchange, attempt: Attempt, policy: AdmissionPolicy) 
     needed = sum(a.cost_nano or 0 for a in billed) + attempt.hold_nano
     if needed > grant.hold_nano:
         await policy.admission.extend_hold(grant, needed - grant.hold_nano)
-
-

@@ -180,9 +180,7 @@ class Replay:
         return {"type": "http.disconnect"}
 
 
-def open_exchange(
-    scope: Scope, receive: Receive, *, now: Callable[[], float] = time.time
-) -> tuple[Exchange, bool]:
+def open_exchange(scope: Scope, receive: Receive, *, now: Callable[[], float] = time.time) -> tuple[Exchange, bool]:
     """The request's exchange and whether this call made it (the maker closes it with `close_exchange`)."""
     exchange = scope.get(SCOPE_KEY)
     if exchange is not None:
@@ -260,7 +258,9 @@ def candidates_of(exchange: Exchange, catalog: Catalog) -> tuple[Deployment, ...
     return exchange.candidates
 
 
-async def refuse(exchange: Exchange, error: SidecarError, send: Send, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+async def refuse(
+    exchange: Exchange, error: SidecarError, send: Send, extra: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
     """Answer with an OpenAI error and set the outcome. Does nothing if the answer has started or nobody is there."""
     if exchange.outcome is None:
         exchange.outcome = "refused" if isinstance(error, RefusedError) else "provider_error"

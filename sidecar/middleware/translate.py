@@ -220,7 +220,9 @@ class _Answer:
             error = self._provider.error(self._call, self._head, body)
             raise error
         if self._call.is_stream:
-            raise UpstreamBrokenError(f"Provider {self._provider.name} did not answer the stream request with a stream.")
+            raise UpstreamBrokenError(
+                f"Provider {self._provider.name} did not answer the stream request with a stream."
+            )
         reply = self._provider.response(self._call, self._head, body)
         attempt.usage = reply.usage
         attempt.content_started = True

@@ -137,7 +137,9 @@ class UpstreamProxy:
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > MAX_BODY_BYTES:
-                    raise BodyTooLargeError(f"The gateway refused the request: its body is over {MAX_BODY_BYTES} bytes.")
+                    raise BodyTooLargeError(
+                        f"The gateway refused the request: its body is over {MAX_BODY_BYTES} bytes."
+                    )
                 if not message.get("more_body", False):
                     break
                 message = await receive()
@@ -245,4 +247,3 @@ class _LeaveGuard:
     def was_used(self, task: asyncio.Task[object] | None) -> bool:
         """True if the cancellation was ours alone; it is taken back."""
         return self._has_cancelled and task is not None and task.uncancel() == 0
-
