@@ -1,0 +1,184 @@
+"""From a provider's error answer to the OpenAI error it means.
+
+Shared by all providers. Rule: meaning comes from status, type and code; a message is only read where the vendor has
+no code, and then only its beginning and only for the status concerned (so "429" in a user's text is no rate limit).
+Upstream text is cut, HTML is never quoted, and anything that looks like a credential is blanked.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sidecar.errors import ErrorKind, ProviderError
+from sidecar.translate.provider import Head
+
+MAX_MESSAGE = 1_000
+MAX_RETRY_AFTER_S = 86_400.0
+
+_CREDENTIAL = re.compile(
+    r"(?i)(bearer\s+|(?:api|access|secret|auth)[-_ ]?(?:key|token)(?: provided)?[\"']?\s*[:=]\s*[\"']?)[^\s\"',]{6,}"
+    r"|\b(?:sk|pk|rk|gsk|xai|csk|nvapi|tgp|key|hf|fw|r8|pplx|AKIA|AIza|eyJ)[-_A-Za-z0-9*.]{10,}"
+)
+
+
+class Shape(NamedTuple):
+    """How the gateway answers and treats a kind of error."""
+
+    status: int
+    type: str
+    code: str
+    is_retryable: bool
+    cools_down: bool
+
+
+SHAPES: dict[ErrorKind, Shape] = {
+    "bad_request": Shape(400, "invalid_request_error", "bad_request", False, False),
+    "context_window": Shape(400, "invalid_request_error", "context_length_exceeded", False, False),
+    "content_policy": Shape(400, "invalid_request_error", "content_policy_violation", False, False),
+    "authentication": Shape(401, "authentication_error", "invalid_api_key", False, True),
+    "quota": Shape(429, "insufficient_quota", "insufficient_quota", False, True),
+    "permission": Shape(403, "permission_error", "permission_denied", False, False),
+    "not_found": Shape(404, "invalid_request_error", "model_not_found", False, False),
+    "too_large": Shape(413, "invalid_request_error", "request_too_large", False, False),
+    "timeout": Shape(504, "api_error", "upstream_timeout", True, True),
+    "rate_limit": Shape(429, "rate_limit_error", "rate_limit_exceeded", True, True),
+    "overloaded": Shape(503, "service_unavailable", "overloaded", True, True),
+    "server": Shape(502, "api_error", "upstream_error", True, True),
+    "connection": Shape(502, "api_error", "upstream_error", True, True),
+}
+
+_BY_STATUS: dict[int, ErrorKind] = {
+    400: "bad_request",
+    401: "authentication",
+    402: "quota",
+    403: "permission",
+    404: "not_found",
+    405: "bad_request",
+    408: "timeout",
+    409: "server",
+    413: "too_large",
+    415: "bad_request",
+    422: "bad_request",
+    424: "server",
+    425: "server",
+    429: "rate_limit",
+    498: "overloaded",
+    503: "overloaded",
+    504: "timeout",
+    524: "timeout",
+    529: "overloaded",
+}
+
+
+def kind_of_status(status: int) -> ErrorKind:
+    kind = _BY_STATUS.get(status)
+    if kind is not None:
+        return kind
+    return "bad_request" if 400 <= status < 500 else "server"
+
+
+def error_fields(body: bytes) -> dict[str, Any]:
+    """The error object of a body in any of the usual forms: `{"error": {…}}`, `{"error": "…"}`, `{"message": …}`,
+    `{"detail": …}`, a list of one of these; `{}` for HTML, nothing or `null`."""
+    try:
+        parsed = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        text = body[:MAX_MESSAGE].decode("utf-8", "replace").strip()
+        return {} if not text or text.startswith("<") else {"message": text}
+    if isinstance(parsed, list) and parsed:
+        parsed = parsed[0]
+    if isinstance(parsed, str):
+        return {"message": parsed}
+    if not isinstance(parsed, dict):
+        return {}
+    error = parsed.get("error", parsed.get("errors"))
+    if isinstance(error, list) and error:
+        error = error[0]
+    if isinstance(error, str):
+        return {"message": error, "code": parsed.get("code"), "type": parsed.get("type")}
+    if isinstance(error, dict):
+        return error
+    if "message" not in parsed and "detail" in parsed:
+        return {**parsed, "message": parsed["detail"]}
+    return parsed
+
+
+def clean_message(value: Any) -> str:
+    """Upstream text fit for a client: one string, bounded, without credentials or HTML."""
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    text = text.strip()
+    if text[:200].lower().lstrip("\ufeff").startswith(("<!doctype", "<html", "<head", "<body")):
+        return ""
+    text = _CREDENTIAL.sub("***", text[: MAX_MESSAGE + 200])
+    return text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "…"
+
+
+def retry_after_s(head: Head, now: float) -> float | None:
+    """Seconds from `retry-after-ms` or `retry-after` (seconds or HTTP date; RFC 9110 10.2.3); `None` if there is none
+    or it makes no sense."""
+    for name, scale in ((b"retry-after-ms", 0.001), (b"retry-after", 1.0)):
+        raw = head.get(name)
+        if raw is None:
+            continue
+        text = raw.decode("latin-1").strip()
+        if re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text):
+            return min(float(text) * scale, MAX_RETRY_AFTER_S)
+        if scale == 1.0:
+            from email.utils import mktime_tz, parsedate_tz
+
+            try:
+                parsed = parsedate_tz(text)
+                if parsed is not None:
+                    return min(max(0.0, mktime_tz(parsed) - now), MAX_RETRY_AFTER_S)
+            except (ValueError, OverflowError, TypeError, IndexError):
+                return None
+    return None
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", value) else None
+
+
+def make_error(
+    provider_name: str,
+    head: Head,
+    *,
+    kind: ErrorKind,
+    now: float,
+    fields: dict[str, Any],
+    keeps_names: bool,
+    may_be_billed: bool = False,
+) -> ProviderError:
+    """`keeps_names`: the provider speaks OpenAI's dialect, so its own type, code and status are kept where sensible."""
+    shape = SHAPES[kind]
+    status, type_, code = shape.status, shape.type, shape.code
+    if keeps_names:
+        type_ = _name(fields.get("type")) or type_
+        code = _name(fields.get("code")) or (type_ if _name(fields.get("type")) else code)
+        if 400 <= head.status < 600 and head.status != 529:
+            status = head.status
+    elif (kind == "server" and 500 <= head.status < 529) or (kind == "bad_request" and head.status in (409, 422)):
+        status = head.status
+    param = fields.get("param")
+    said = clean_message(fields.get("message"))
+    if kind == "authentication":
+        # The text may quote the credential, and it is the gateway's, not the client's.
+        said = "it does not accept the gateway's credential; the gateway's operator has to correct it"
+    message = f"Provider {provider_name} answered {head.status}" + (f": {said}" if said else " without a reason.")
+    return ProviderError(
+        message,
+        kind=kind,
+        status=status,
+        type=type_,
+        code=code,
+        param=param if isinstance(param, str) and len(param) <= 200 else None,
+        retry_after_s=retry_after_s(head, now),
+        is_retryable=shape.is_retryable,
+        cools_down=shape.cools_down,
+        may_be_billed=may_be_billed,
+    )

@@ -1,0 +1,341 @@
+"""OpenAI chat messages as Anthropic Messages content, part by part.
+
+Neighbour: `anthropic_request`, which maps everything else of the request. Rule: a part or field that cannot be said in
+Anthropic's format is a 400 naming its place, never left out.
+https://platform.claude.com/docs/en/api/messages/create
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from sidecar.errors import BadRequestError
+
+Block = dict[str, Any]
+Drop = Callable[[str, str], None]
+"""`drop(param, fix)`: notes a field left out by policy, or raises the 400 that names it."""
+
+_TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_TOOL_ID = re.compile(r"[a-zA-Z0-9_-]{1,256}")
+_DATA_URL = re.compile(r"data:([\w.+/-]*)((?:;[\w.=+-]+)*?)(;base64)?,", re.ASCII)
+_IMAGE_TYPES = frozenset(("image/jpeg", "image/png", "image/gif", "image/webp"))
+_TEXT_TYPES = frozenset(("text/plain", "text/markdown", "text/csv", "text/html", "application/json"))
+
+
+def bad(message: str, param: str) -> BadRequestError:
+    return BadRequestError(f"The gateway refused the request: {message}", code="invalid_request", param=param)
+
+
+def tool_name(name: Any, where: str) -> str:
+    """A name Anthropic takes (`^[a-zA-Z0-9_-]{1,64}$`); others are rewritten, always to the same and to different
+    ones for different names."""
+    if not isinstance(name, str) or not name:
+        raise bad(f"'{where}' must be a non-empty string.", where)
+    if _TOOL_NAME.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', name)[:53]}_{digest}"
+
+
+def tool_id(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise bad(f"'{where}' must be a non-empty string.", where)
+    if _TOOL_ID.fullmatch(value):
+        return value
+    return "call_" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _with_cache(block: Block, source: Mapping[str, Any], where: str) -> Block:
+    cache = source.get("cache_control")
+    if cache is not None:
+        if not isinstance(cache, dict):
+            raise bad(f"'{where}.cache_control' must be an object.", f"{where}.cache_control")
+        block["cache_control"] = cache
+    return block
+
+
+def _split_data_url(url: str, where: str) -> tuple[str, str]:
+    """(media type, base64 data) of a data URL."""
+    match = _DATA_URL.match(url)
+    if match is None or match.group(3) is None:
+        raise bad(f"'{where}' is a data URL that is not base64 (data:TYPE;base64,DATA).", where)
+    return match.group(1).lower() or "application/octet-stream", url[match.end() :]
+
+
+def _image(part: Mapping[str, Any], where: str, drop: Drop) -> Block:
+    value = part.get("image_url")
+    url = value.get("url") if isinstance(value, dict) else value
+    if not isinstance(url, str) or not url:
+        raise bad(f"'{where}.image_url.url' must be a URL.", f"{where}.image_url.url")
+    if isinstance(value, dict) and value.get("detail") not in (None, "auto"):
+        drop(f"{where}.image_url.detail", "Anthropic has no picture detail; remove it or say auto.")
+    if url.startswith("data:"):
+        media_type, data = _split_data_url(url, f"{where}.image_url.url")
+        media_type = "image/jpeg" if media_type == "image/jpg" else media_type
+        if media_type not in _IMAGE_TYPES:
+            raise bad(f"'{where}' is {media_type}; Anthropic takes JPEG, PNG, GIF and WebP.", where)
+        return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
+    if url.startswith(("https://", "http://")):
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    raise bad(f"'{where}.image_url.url' must be an http(s) or a data URL.", f"{where}.image_url.url")
+
+
+def _document(part: Mapping[str, Any], where: str) -> Block:
+    file = part.get("file")
+    if not isinstance(file, dict):
+        raise bad(f"'{where}.file' must be an object.", f"{where}.file")
+    block: Block = {"type": "document"}
+    data, file_id, url = file.get("file_data"), file.get("file_id"), file.get("file_url")
+    if isinstance(data, str) and data:
+        if data.startswith("data:"):
+            media_type, data = _split_data_url(data, f"{where}.file.file_data")
+        elif data.startswith(("https://", "http://")):
+            media_type, url, data = "", data, ""
+        else:
+            media_type = "application/pdf"
+        if media_type == "application/pdf":
+            block["source"] = {"type": "base64", "media_type": media_type, "data": data}
+        elif media_type in _TEXT_TYPES:
+            try:
+                text = base64.b64decode(data, validate=True).decode("utf-8")
+            except (binascii.Error, ValueError) as error:
+                raise bad(
+                    f"'{where}.file.file_data' is not base64 of UTF-8 text.", f"{where}.file.file_data"
+                ) from error
+            block["source"] = {"type": "text", "media_type": "text/plain", "data": text}
+        elif media_type in _IMAGE_TYPES:
+            return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
+        elif media_type:
+            raise bad(f"'{where}' is {media_type}; Anthropic takes PDF and text files.", f"{where}.file")
+    elif isinstance(file_id, str) and file_id:
+        block["source"] = {"type": "file", "file_id": file_id}
+    if "source" not in block and isinstance(url, str) and url.startswith(("https://", "http://")):
+        block["source"] = {"type": "url", "url": url}
+    if "source" not in block:
+        raise bad(f"'{where}.file' needs file_data or file_id.", f"{where}.file")
+    if isinstance(file.get("filename"), str) and file["filename"]:
+        block["title"] = file["filename"]
+    return block
+
+
+def content_blocks(content: Any, where: str, drop: Drop, *, allows_media: bool = True) -> list[Block]:
+    """A message's content as blocks; empty texts are left out, because Anthropic refuses them and they say nothing."""
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    if not isinstance(content, list):
+        raise bad(f"'{where}' must be a string or a list of parts.", where)
+    blocks: list[Block] = []
+    for index, part in enumerate(content):
+        here = f"{where}[{index}]"
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        if not isinstance(part, dict):
+            raise bad(f"'{here}' must be an object.", here)
+        kind = part.get("type")
+        if kind in ("text", "input_text", "output_text") or (kind == "refusal" and "refusal" in part):
+            text = part.get("refusal" if kind == "refusal" else "text")
+            if not isinstance(text, str):
+                raise bad(f"'{here}.text' must be a string.", f"{here}.text")
+            if text:
+                blocks.append(_with_cache({"type": "text", "text": text}, part, here))
+        elif kind == "image_url" and allows_media:
+            blocks.append(_with_cache(_image(part, here, drop), part, here))
+        elif kind == "file" and allows_media:
+            blocks.append(_with_cache(_document(part, here), part, here))
+        else:
+            takes = "text, image_url and file" if allows_media else "text"
+            raise bad(f"'{here}' has type {kind!r:.60}; here Anthropic takes {takes} parts.", f"{here}.type")
+    return blocks
+
+
+def thinking_blocks(value: Any, where: str) -> list[Block]:
+    """Thinking of an earlier answer, replayed exactly with its signature."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise bad(f"'{where}' must be a list.", where)
+    blocks: list[Block] = []
+    for index, block in enumerate(value):
+        here = f"{where}[{index}]"
+        if not isinstance(block, dict):
+            raise bad(f"'{here}' must be an object.", here)
+        if block.get("type") == "thinking":
+            if not isinstance(block.get("thinking"), str) or not isinstance(block.get("signature"), str):
+                raise bad(f"'{here}' needs thinking and signature as they were answered.", here)
+            blocks.append({"type": "thinking", "thinking": block["thinking"], "signature": block["signature"]})
+        elif block.get("type") == "redacted_thinking" and isinstance(block.get("data"), str):
+            blocks.append({"type": "redacted_thinking", "data": block["data"]})
+        else:
+            raise bad(f"'{here}' is not a thinking block.", here)
+    return blocks
+
+
+def _tool_use(call: Any, where: str) -> Block:
+    if not isinstance(call, dict):
+        raise bad(f"'{where}' must be an object.", where)
+    function = call.get("function")
+    if call.get("type") not in (None, "function") or not isinstance(function, dict):
+        raise bad(f"'{where}' must be a function call; Anthropic has no custom tools.", f"{where}.type")
+    arguments = function.get("arguments")
+    given: Any = {}
+    if isinstance(arguments, str) and arguments.strip():
+        try:
+            given = msgspec.json.decode(arguments.encode("utf-8", "surrogatepass"))
+        except (msgspec.MsgspecError, RecursionError):
+            given = arguments
+    elif isinstance(arguments, dict):
+        given = arguments
+    if not isinstance(given, dict):
+        # What a model once said wrongly must not end the conversation; Anthropic takes objects only.
+        given = {"malformed_arguments": arguments}
+    return _with_cache(
+        {
+            "type": "tool_use",
+            "id": tool_id(call.get("id"), f"{where}.id"),
+            "name": tool_name(function.get("name"), f"{where}.function.name"),
+            "input": given,
+        },
+        call,
+        where,
+    )
+
+
+_MESSAGE_FIELDS: dict[str, frozenset[str]] = {
+    "system": frozenset(("role", "content", "cache_control")),
+    "user": frozenset(("role", "content", "cache_control")),
+    # What an answer carries is echoed by clients; what of it is not content needs no place in the next request.
+    "assistant": frozenset(
+        (
+            *("role", "content", "refusal", "tool_calls", "thinking_blocks", "reasoning_content", "reasoning"),
+            *("annotations", "cache_control", "provider_specific_fields"),
+        )
+    ),
+    "tool": frozenset(("role", "content", "tool_call_id", "name", "is_error", "cache_control")),
+}
+_MESSAGE_FIELDS["developer"] = _MESSAGE_FIELDS["system"]
+
+
+def _cache_last(blocks: list[Block], message: Mapping[str, Any], where: str) -> None:
+    """A cache mark on the whole message stands after its last block."""
+    if blocks and message.get("cache_control") is not None:
+        _with_cache(blocks[-1], message, where)
+
+
+def _assistant(message: Mapping[str, Any], where: str, drop: Drop) -> list[Block]:
+    content = message.get("content")
+    blocks = thinking_blocks(message.get("thinking_blocks"), f"{where}.thinking_blocks")
+    if isinstance(content, list) and any(
+        isinstance(part, dict) and part.get("type") in ("thinking", "redacted_thinking") for part in content
+    ):
+        is_thinking = [
+            isinstance(part, dict) and part.get("type") in ("thinking", "redacted_thinking") for part in content
+        ]
+        if not blocks:
+            blocks = thinking_blocks(
+                [part for part, yes in zip(content, is_thinking, strict=True) if yes], f"{where}.content"
+            )
+        content = [part for part, yes in zip(content, is_thinking, strict=True) if not yes]
+    blocks += content_blocks(content, f"{where}.content", drop, allows_media=False)
+    refusal = message.get("refusal")
+    if isinstance(refusal, str) and refusal:
+        blocks.append({"type": "text", "text": refusal})
+    calls = message.get("tool_calls")
+    if calls is not None:
+        if not isinstance(calls, list):
+            raise bad(f"'{where}.tool_calls' must be a list.", f"{where}.tool_calls")
+        blocks += [_tool_use(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    return blocks
+
+
+def _tool_result(message: Mapping[str, Any], where: str, drop: Drop) -> list[Block]:
+    block: Block = {"type": "tool_result", "tool_use_id": tool_id(message.get("tool_call_id"), f"{where}.tool_call_id")}
+    content = message.get("content")
+    if isinstance(content, str):
+        if content:
+            block["content"] = content
+    else:
+        parts = content_blocks(content, f"{where}.content", drop)
+        if parts:
+            block["content"] = parts
+    if isinstance(message.get("is_error"), bool):
+        block["is_error"] = message["is_error"]
+    return [block]
+
+
+def convert_messages(messages: Any, drop: Drop) -> tuple[list[Block], list[Block]]:
+    """(system blocks, messages). The leading run of system and developer messages becomes `system`; a later one stays
+    in its place as the user's text in `<system>` tags, so that the order is kept and the prefix stays cached.
+    Neighbours of one role are merged into one turn."""
+    if not isinstance(messages, list) or not messages:
+        raise bad("'messages' must be a non-empty list.", "messages")
+    system: list[Block] = []
+    turns: list[Block] = []
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict):
+            raise bad(f"'{where}' must be an object.", where)
+        role = message.get("role")
+        known = _MESSAGE_FIELDS.get(role) if isinstance(role, str) else None
+        if known is None:
+            fix = " Use role tool." if role == "function" else ""
+            raise bad(
+                f"'{where}.role' is {role!r:.60}; known are system, developer, user, assistant and tool.{fix}",
+                f"{where}.role",
+            )
+        for field in message.keys() - known:
+            if message[field] not in (None, [], {}, ""):
+                drop(f"{where}.{field}", f"Anthropic has no such field in {role} messages; remove it.")
+        if role in ("system", "developer"):
+            blocks = content_blocks(message.get("content"), f"{where}.content", drop, allows_media=False)
+            if not turns:
+                _cache_last(blocks, message, where)
+                system += blocks
+                continue
+            for block in blocks:
+                block["text"] = f"<system>\n{block['text']}\n</system>"
+            role = "user"
+        elif role == "assistant":
+            blocks = _assistant(message, where, drop)
+        elif role == "tool":
+            blocks = _tool_result(message, where, drop)
+            role = "user"
+        else:
+            blocks = content_blocks(message.get("content"), f"{where}.content", drop)
+        _cache_last(blocks, message, where)
+        if not blocks:
+            continue
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        else:
+            turns.append({"role": role, "content": blocks})
+    for turn in turns:
+        if turn["role"] == "user":  # results have to come first in a turn
+            turn["content"].sort(key=lambda block: block["type"] != "tool_result")
+    if not turns:
+        if not system:
+            raise bad("'messages' holds no content.", "messages")
+        turns, system = [{"role": "user", "content": system}], []
+    if turns[-1]["role"] == "assistant":
+        last = turns[-1]["content"][-1]
+        if last["type"] == "text":  # a prefill must not end in white space
+            last["text"] = last["text"].rstrip() or last["text"]
+    return system, turns
+
+
+def called_tools(turns: Iterable[Block]) -> list[str]:
+    """Names of the tools used in the conversation, in order."""
+    names: dict[str, None] = {}
+    for turn in turns:
+        for block in turn["content"]:
+            if block["type"] == "tool_use":
+                names[block["name"]] = None
+    return list(names)

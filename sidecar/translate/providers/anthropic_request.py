@@ -1,0 +1,436 @@
+"""An OpenAI chat request as an Anthropic Messages request: everything but the message contents.
+
+Neighbours: `anthropic_content` (messages), `anthropic` (the provider). Pure functions of the call: the same request
+twice gives the same bytes.
+https://platform.claude.com/docs/en/api/messages/create
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sidecar.translate.provider import Call, Provider, select_params, unsupported_field
+from sidecar.translate.providers.anthropic_content import Block, bad, called_tools, convert_messages, tool_name
+from sidecar.translate.providers.anthropic_models import ModelTraits, traits
+
+DEFAULT_MAX_TOKENS = 4096
+THINKING_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32000}
+"""`reasoning_effort` for models that take a thinking budget instead of an effort."""
+MIN_THINKING_BUDGET = 1024
+JSON_TOOL = "respond_in_json"
+"""The tool a model is made to call when it has no native JSON output; its input becomes the answer's content."""
+
+_NATIVE_TOOL = re.compile(r"[a-z0-9_]+_\d{8}")
+_MAIL_OR_PHONE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|(?=(?:\D*\d){7})[+()\-.\s\d]{7,}")
+_TOOL_EXTRAS = ("cache_control", "defer_loading", "allowed_callers", "input_examples", "eager_input_streaming")
+
+
+class RequestPlan:
+    """The request body and what the answer's translation has to know about it."""
+
+    __slots__ = ("body", "dropped", "json_tool")
+
+    def __init__(self) -> None:
+        self.body: dict[str, Any] = {}
+        self.dropped: list[str] = []
+        self.json_tool: str | None = None
+
+
+def json_tool_name(payload: Mapping[str, Any]) -> str:
+    """A name for the JSON tool that is none of the client's."""
+    taken = {original for original, _ in _function_names(payload)}
+    name = JSON_TOOL
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _function_names(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
+    tools = payload.get("tools")
+    names: list[tuple[str, str]] = []
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str) and name:
+            names.append((name, tool_name(name, "tools")))
+    return names
+
+
+def original_names(payload: Mapping[str, Any]) -> dict[str, str]:
+    """Sent tool name → the client's, for those that differ."""
+    return {sent: original for original, sent in _function_names(payload) if sent != original}
+
+
+def uses_json_tool(call: Call) -> bool:
+    """True if the client's response_format is served by a forced tool."""
+    response_format = call.payload.get("response_format", call.params.get("response_format"))
+    kind = response_format.get("type") if isinstance(response_format, dict) else None
+    if kind == "json_object":
+        return True
+    return kind == "json_schema" and _native_schema(call, response_format) is None
+
+
+def build(provider: Provider, call: Call) -> RequestPlan:
+    """Raises `BadRequestError` naming the field that cannot be sent."""
+    plan = RequestPlan()
+    fields, plan.dropped = select_params(provider, call)
+
+    def drop(param: str, fix: str) -> None:
+        if not call.drop_params:
+            raise unsupported_field(provider, param, fix)
+        plan.dropped.append(param)
+
+    model = call.edits.get("model", call.model)
+    model_traits = traits(model)
+    system, turns = convert_messages(fields.pop("messages", None), drop)
+    body = plan.body
+    body["model"] = model
+    body["max_tokens"] = 0  # its place; set by _thinking
+    if system:
+        body["system"] = system
+    body["messages"] = turns
+
+    _tools(fields, body, turns, drop)
+    is_thinking = _thinking(call, fields, body, model_traits, drop)
+    _response_format(call, fields, plan, is_thinking, drop)
+    _sampling(fields, body, model_traits, drop)
+    _stop(fields, body, drop)
+    _metadata(fields, body, drop)
+    if call.is_stream:
+        body["stream"] = True
+    for name in ("stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "n", "anthropic_beta"):
+        fields.pop(name, None)
+    cache = fields.pop("cache_control", None)
+    if isinstance(cache, dict):
+        body["cache_control"] = cache
+    elif cache is not None:
+        raise bad("'cache_control' must be an object.", "cache_control")
+    body.update(fields)  # top_k and the deployment's own, which are Anthropic's already
+    return plan
+
+
+def _choice(value: Any) -> dict[str, Any] | None:
+    """tool_choice in all its forms; `None` for a form that has no meaning."""
+    kind = value.get("type") if isinstance(value, dict) else value
+    if kind in ("auto", "none", "any"):
+        return {"type": kind}
+    if kind == "required":
+        return {"type": "any"}
+    if isinstance(value, dict):
+        if kind == "function":
+            function = value.get("function")
+            name = function.get("name") if isinstance(function, dict) else value.get("name")
+            return {"type": "tool", "name": tool_name(name, "tool_choice.function.name")}
+        if kind == "tool":
+            return {"type": "tool", "name": tool_name(value.get("name"), "tool_choice.name")}
+    return None
+
+
+def _tool(tool: Any, where: str, drop: Any) -> Block:
+    if not isinstance(tool, dict):
+        raise bad(f"'{where}' must be an object.", where)
+    kind = tool.get("type", "function")
+    if isinstance(kind, str) and _NATIVE_TOOL.fullmatch(kind):
+        return tool  # one of Anthropic's own, in its own form
+    function = tool.get("function")
+    if kind != "function" or not isinstance(function, dict):
+        raise bad(f"'{where}' has type {kind!r:.60}; Anthropic takes function tools.", f"{where}.type")
+    schema = function.get("parameters")
+    if schema is None:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise bad(f"'{where}.function.parameters' must be an object.", f"{where}.function.parameters")
+    if schema.get("type") != "object":
+        if schema.get("type") is not None:
+            raise bad(f"'{where}.function.parameters' must have type object.", f"{where}.function.parameters")
+        schema = {"type": "object", "properties": {}, **schema}
+    result: Block = {"name": tool_name(function.get("name"), f"{where}.function.name")}
+    description = function.get("description")
+    if description is not None:
+        if not isinstance(description, str):
+            raise bad(f"'{where}.function.description' must be a string.", f"{where}.function.description")
+        if description:
+            result["description"] = description
+    result["input_schema"] = schema
+    if function.get("strict") is True:
+        result["strict"] = True
+    for extra in _TOOL_EXTRAS:
+        value = tool.get(extra, function.get(extra))
+        if value is not None and value != []:
+            result[extra] = value
+    known = {"name", "description", "parameters", "strict", *_TOOL_EXTRAS}
+    for field in function.keys() - known:
+        drop(f"{where}.function.{field}", "Anthropic has no such field; remove it.")
+    return result
+
+
+def _tools(fields: dict[str, Any], body: dict[str, Any], turns: list[Block], drop: Any) -> None:
+    tools = fields.pop("tools", None)
+    choice_given = fields.pop("tool_choice", None)
+    parallel = fields.pop("parallel_tool_calls", None)
+    if parallel is not None and not isinstance(parallel, bool):
+        raise bad("'parallel_tool_calls' must be true or false.", "parallel_tool_calls")
+    if tools is not None and not isinstance(tools, list):
+        raise bad("'tools' must be a list.", "tools")
+    converted = [_tool(tool, f"tools[{index}]", drop) for index, tool in enumerate(tools or ())]
+    choice: dict[str, Any] | None = None
+    if isinstance(choice_given, dict) and choice_given.get("type") == "allowed_tools":
+        converted, choice = _allowed(choice_given, converted)
+    elif choice_given is not None:
+        choice = _choice(choice_given)
+        if choice is None:
+            raise bad("'tool_choice' must be none, auto, required or name a function.", "tool_choice")
+    if not converted:
+        if choice is not None and choice["type"] in ("any", "tool"):
+            raise bad("'tool_choice' asks for a tool but there are no tools.", "tool_choice")
+        used = called_tools(turns)
+        if used:  # Anthropic wants the tools of a conversation defined even if none may be called any more
+            body["tools"] = [{"name": name, "input_schema": {"type": "object", "properties": {}}} for name in used]
+            body["tool_choice"] = {"type": "none"}
+        return
+    body["tools"] = converted
+    if parallel is False and (choice is None or choice["type"] != "none"):
+        choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
+    if choice is not None:
+        body["tool_choice"] = choice
+
+
+def _allowed(choice: Mapping[str, Any], tools: list[Block]) -> tuple[list[Block], dict[str, Any]]:
+    inner = choice.get("allowed_tools")
+    inner = inner if isinstance(inner, dict) else choice
+    listed = inner.get("tools")
+    if not isinstance(listed, list):
+        raise bad("'tool_choice.allowed_tools.tools' must be a list.", "tool_choice")
+    names = set()
+    for tool in listed:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        names.add(tool_name(function.get("name") if isinstance(function, dict) else None, "tool_choice.allowed_tools"))
+    kept = [tool for tool in tools if tool.get("name") in names]
+    return kept, {"type": "any" if inner.get("mode") == "required" else "auto"}
+
+
+def _token_cap(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise bad(f"'{name}' must be a whole number of at least 1.", name)
+    return value
+
+
+def _thinking(call: Call, fields: dict[str, Any], body: dict[str, Any], model: ModelTraits, drop: Any) -> bool:
+    """Sets max_tokens and thinking; True if the model will think."""
+    caps = [
+        _token_cap(name, fields[name])
+        for name in ("max_completion_tokens", "max_tokens")
+        if fields.get(name) is not None
+    ]
+    given = min(caps) if caps else None
+    cap = call.edits.get("output_cap")
+    limit = cap if cap is not None else given
+    effort = fields.pop("reasoning_effort", None)
+    thinking = fields.pop("thinking", None)
+    config: dict[str, Any] = {}
+    if isinstance(fields.get("output_config"), dict):
+        config = dict(fields.pop("output_config"))
+    if thinking is not None:
+        if not isinstance(thinking, dict) or not isinstance(thinking.get("type"), str):
+            raise bad("'thinking' must be an object with a type.", "thinking")
+    elif effort is not None:
+        if effort != "none" and effort not in THINKING_BUDGETS:
+            raise bad(
+                f"'reasoning_effort' is {effort!r:.40}; known are none, minimal, low, medium, high, xhigh and max.",
+                "reasoning_effort",
+            )
+        if effort != "none" and not model.has_thinking:
+            drop("reasoning_effort", "This model does not think; remove the field.")
+        elif body.get("tool_choice", {}).get("type") in ("any", "tool") and effort != "none":
+            drop("reasoning_effort", "Claude cannot think when tool_choice forces a tool; remove one of the two.")
+        elif model.has_adaptive_thinking:
+            if effort == "none":
+                thinking = {"type": "disabled"}
+            elif effort == "xhigh" and not model.has_xhigh_effort:
+                drop("reasoning_effort", "This model has no effort xhigh; say high or max.")
+            else:
+                thinking = {"type": "adaptive"}
+                config["effort"] = "low" if effort == "minimal" else effort
+        elif effort != "none":
+            thinking = {"type": "enabled", "budget_tokens": THINKING_BUDGETS[effort]}
+    budget = thinking.get("budget_tokens") if thinking is not None else None
+    if limit is None:
+        limit = call.max_output_tokens or (DEFAULT_MAX_TOKENS + (budget if type(budget) is int else 0))
+    if type(budget) is int and budget >= limit and (effort is not None or cap is not None):
+        # The budget was ours, or the cap is: think as much as fits.
+        if limit <= MIN_THINKING_BUDGET:
+            raise bad(
+                f"thinking needs more than {MIN_THINKING_BUDGET} output tokens, but at most {limit} are allowed.",
+                "max_completion_tokens",
+            )
+        thinking = {**(thinking or {}), "budget_tokens": max(MIN_THINKING_BUDGET, limit - 1)}
+    body["max_tokens"] = limit
+    if thinking is not None:
+        body["thinking"] = thinking
+    if config:
+        body["output_config"] = config
+    return thinking is not None and thinking.get("type") != "disabled"
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with every object closed, as native output wants it; raises `LookupError` for one that is open."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in ("properties", "$defs", "definitions", "patternProperties") and isinstance(value, dict):
+            result[key] = {name: _closed(sub) for name, sub in value.items()}
+        elif key in ("const", "enum", "default", "examples"):
+            result[key] = value
+        else:
+            result[key] = _closed(value)
+    kind = schema.get("type")
+    if kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema:
+        if schema.get("additionalProperties", False) is not False:
+            raise LookupError("open object")
+        result["additionalProperties"] = False
+    return result
+
+
+def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any]:
+    inner = response_format.get("json_schema")
+    schema = inner.get("schema") if isinstance(inner, dict) else None
+    if not isinstance(schema, dict):
+        raise bad("'response_format.json_schema.schema' must be an object.", "response_format.json_schema.schema")
+    return schema
+
+
+def _native_schema(call: Call, response_format: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema for `output_config.format`, or `None` if the model or the schema wants the tool instead."""
+    if not traits(call.edits.get("model", call.model)).has_native_schema:
+        return None
+    try:
+        closed: dict[str, Any] = _closed(_schema_of(response_format))
+    except LookupError:
+        return None
+    return closed
+
+
+def _response_format(call: Call, fields: dict[str, Any], plan: RequestPlan, is_thinking: bool, drop: Any) -> None:
+    value = fields.pop("response_format", None)
+    if value is None:
+        return
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return
+    if kind not in ("json_object", "json_schema"):
+        raise bad("'response_format.type' must be text, json_object or json_schema.", "response_format.type")
+    body = plan.body
+    description = "Answer with this tool: its input is your whole answer."
+    schema: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": True}
+    if kind == "json_schema":
+        native = _native_schema(call, value)
+        if native is not None:
+            body["output_config"] = {
+                **body.get("output_config", {}),
+                "format": {"type": "json_schema", "schema": native},
+            }
+            return
+        schema = _schema_of(value)
+        if schema.get("type") != "object":
+            if schema.get("type") is not None:
+                where = "response_format.json_schema.schema"
+                raise bad(f"'{where}' must have type object.", where)
+            schema = {**schema, "type": "object"}
+        inner = value["json_schema"]
+        if isinstance(inner.get("description"), str) and inner["description"]:
+            description = inner["description"]
+    plan.json_tool = json_tool_name(call.payload)
+    has_tools = bool(body.get("tools")) and body.get("tool_choice", {}).get("type") != "none"
+    body["tools"] = [
+        *body.get("tools", ()),
+        {"name": plan.json_tool, "description": description, "input_schema": schema},
+    ]
+    if is_thinking:
+        body["tool_choice"] = {"type": "auto"}  # thinking models refuse a forced tool
+    elif not has_tools:
+        body["tool_choice"] = {"type": "tool", "name": plan.json_tool, "disable_parallel_tool_use": True}
+    elif body.get("tool_choice", {}).get("type") != "tool":
+        body["tool_choice"] = {**body.get("tool_choice", {}), "type": "any"}
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise bad(f"'{name}' must be a number.", name)
+    return value
+
+
+def _sampling(fields: dict[str, Any], body: dict[str, Any], model: ModelTraits, drop: Any) -> None:
+    for name in ("temperature", "top_p"):
+        value = fields.pop(name, None)
+        if value is None:
+            continue
+        value = _number(name, value)
+        if not model.takes_sampling:
+            if value != 1:
+                drop(name, "This model takes only its own sampling; remove the field.")
+        elif value > 1:
+            drop(name, "Anthropic takes values from 0 to 1; send at most 1.")
+        else:
+            body[name] = value
+    top_k = fields.pop("top_k", None)
+    if top_k is not None:
+        if type(top_k) is not int:
+            raise bad("'top_k' must be a whole number.", "top_k")
+        if model.takes_sampling:
+            body["top_k"] = top_k
+        else:
+            drop("top_k", "This model takes only its own sampling; remove the field.")
+
+
+def _stop(fields: dict[str, Any], body: dict[str, Any], drop: Any) -> None:
+    stop = fields.pop("stop", None)
+    if stop is None:
+        return
+    sequences = [stop] if isinstance(stop, str) else stop
+    if not isinstance(sequences, list) or not all(isinstance(item, str) for item in sequences):
+        raise bad("'stop' must be a string or a list of strings.", "stop")
+    kept = [item for item in sequences if item.strip()]
+    if len(kept) != len(sequences):
+        drop("stop", "Anthropic takes no stop sequence of white space only; leave it out.")
+    if kept:
+        body["stop_sequences"] = kept
+
+
+def _metadata(fields: dict[str, Any], body: dict[str, Any], drop: Any) -> None:
+    user = fields.pop("user", None)
+    identifier = fields.pop("safety_identifier", None)
+    metadata = fields.pop("metadata", None)
+    if isinstance(metadata, dict):
+        for key in metadata.keys() - {"user_id"}:
+            drop(f"metadata.{key}", "Anthropic's metadata holds user_id only; remove the others.")
+    elif metadata is not None:
+        raise bad("'metadata' must be an object.", "metadata")
+    value = user if user is not None else identifier
+    name = "user" if user is not None else "safety_identifier"
+    if value is None and isinstance(metadata, dict):
+        value, name = metadata.get("user_id"), "metadata.user_id"
+    if value is not None:
+        if not isinstance(value, str):
+            raise bad(f"'{name}' must be a string.", name)
+        body["metadata"] = {"user_id": opaque_user(value)}
+    tier = fields.pop("service_tier", None)
+    if tier in ("auto", "standard_only"):
+        body["service_tier"] = tier
+    elif tier == "default":
+        body["service_tier"] = "standard_only"
+    elif tier is not None:
+        drop("service_tier", "Anthropic has auto and default.")
+
+
+def opaque_user(value: str) -> str:
+    """Anthropic wants an opaque id and refuses mail addresses and phone numbers: those, and ids over 256 characters,
+    are sent as their SHA-256."""
+    if len(value) > 256 or _MAIL_OR_PHONE.fullmatch(value):
+        return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+    return value

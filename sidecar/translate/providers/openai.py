@@ -1,0 +1,270 @@
+"""OpenAI chat completions, and the base of every vendor that speaks the same dialect.
+
+Bytes pass through; what differs on the wire is a closed list: `model`, `stream_options.include_usage`, the output cap
+under the name the model takes, and the deployment's own defaults. Edits replace top-level values only; every other
+value keeps its bytes. Nothing to edit: the original body.
+https://platform.openai.com/docs/api-reference/chat/create
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sidecar.errors import BadRequestError, ErrorKind, ProviderError, UpstreamBrokenError
+from sidecar.translate.framing import Event
+from sidecar.translate.provider import (
+    OPENAI_CHAT_FIELDS,
+    Call,
+    Head,
+    Provider,
+    Reply,
+    StreamTranslator,
+    UpstreamRequest,
+    is_neutral,
+    refuse_smuggling,
+    unsupported_field,
+)
+from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
+from sidecar.translate.usage import decode_chunk, has_content, usage_from_openai, usage_of
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.encode
+
+# The o-series and gpt-5 onwards refuse max_tokens. gpt-oss is not a numbered gpt.
+# https://platform.openai.com/docs/api-reference/chat/create#chat-create-max_tokens
+_NEW_CAP = re.compile(r"(?:^|/)(?:o\d|gpt-(?:[5-9]|\d\d))")
+
+_GUARDED_KEYS = (b'"model"', b'"stream"', b'"max_tokens"', b'"max_completion_tokens"', b'"n"')
+
+_CODES: dict[str, ErrorKind] = {
+    "context_length_exceeded": "context_window",
+    "string_above_max_length": "context_window",
+    "content_policy_violation": "content_policy",
+    "content_filter": "content_policy",
+    "insufficient_quota": "quota",
+    "billing_hard_limit_reached": "quota",
+    "rate_limit_exceeded": "rate_limit",
+    "model_not_found": "not_found",
+    "invalid_api_key": "authentication",
+    "server_error": "server",
+    "overloaded": "overloaded",
+    "overloaded_error": "overloaded",
+}
+
+
+def output_cap_name(model: str) -> str:
+    """The name under which OpenAI's `model` takes an output cap."""
+    return "max_completion_tokens" if _NEW_CAP.search(model) else "max_tokens"
+
+
+def wants_usage(payload: Mapping[str, Any]) -> bool:
+    """True if the client asked for usage in its stream."""
+    options = payload.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def edit_body(raw: bytes, changes: Mapping[str, Any], removed: frozenset[str] | set[str] = frozenset()) -> bytes:
+    """`raw` with top-level fields replaced, added or removed; the bytes of all other values stay as they are.
+
+    A field given twice is sent once (the last, which is the one that was read). Raises `BadRequestError`.
+    """
+    try:
+        fields = _decode_fields(raw)
+        values: dict[str, Any] = {name: value for name, value in fields.items() if name not in removed}
+        values.update(changes)
+        return _encode(values)
+    except (msgspec.MsgspecError, RecursionError, TypeError) as error:
+        raise BadRequestError("The gateway refused the request: its body is not a JSON object.") from error
+
+
+def _may_repeat_fields(raw: bytes) -> bool:
+    """True if a field we decide by may be in the body twice, which providers may read differently than we do."""
+    return b"\\u00" in raw or any(raw.count(key) > 1 for key in _GUARDED_KEYS)
+
+
+class OpenAIDialect(Provider, is_abstract=True):
+    """What all vendors of this dialect share; `renames` maps OpenAI's field names to the vendor's."""
+
+    is_same_dialect = True
+    passes_unknown = True
+    forces_usage = True
+    """Whether `stream_options.include_usage` has to be sent to get usage on streams."""
+    renames: Mapping[str, str] = {}
+    path = "/chat/completions"
+
+    def cap_name(self, model: str) -> str:
+        return "max_tokens"
+
+    def changes(self, call: Call) -> tuple[dict[str, Any], set[str], list[str]]:
+        """(fields to set, fields to leave out, names dropped by policy). Raises `BadRequestError`."""
+        payload = call.payload
+        refuse_smuggling(payload)
+        changes: dict[str, Any] = {}
+        removed: set[str] = set()
+        dropped: list[str] = []
+        for name in self.unsupported.keys() & payload.keys():
+            value = payload[name]
+            if is_neutral(name, value):
+                removed.add(name)
+            elif call.drop_params:
+                removed.add(name)
+                dropped.append(name)
+            else:
+                raise unsupported_field(self, name, self.unsupported[name])
+        for name, renamed in self.renames.items():
+            if payload.get(name) is not None:
+                changes[renamed] = payload[name]
+                removed.add(name)
+        for name, value in call.params.items():
+            if payload.get(name) is None:
+                changes[name] = value
+        model = call.edits.get("model", call.model)
+        if model and payload.get("model") != model:
+            changes["model"] = model
+        self._usage_option(call, changes, removed)
+        self._output_cap(call, changes, removed)
+        return changes, removed - changes.keys(), sorted(dropped)
+
+    def _usage_option(self, call: Call, changes: dict[str, Any], removed: set[str]) -> None:
+        payload = call.payload
+        if not self.forces_usage:
+            if payload.get("stream_options") is not None:
+                removed.add("stream_options")  # the vendor always sends usage and refuses the option
+            return
+        if call.is_stream and call.edits.get("include_usage", True) and not wants_usage(payload):
+            options = payload.get("stream_options")
+            if options is not None and not isinstance(options, dict):
+                raise BadRequestError(
+                    "The gateway refused the request: 'stream_options' must be an object.", param="stream_options"
+                )
+            changes["stream_options"] = {**(options or {}), "include_usage": True}
+
+    def _output_cap(self, call: Call, changes: dict[str, Any], removed: set[str]) -> None:
+        payload = call.payload
+        cap = call.edits.get("output_cap")
+        right = self.cap_name(call.edits.get("model", call.model))
+        wrong = "max_tokens" if right == "max_completion_tokens" else "max_completion_tokens"
+        if cap is not None:
+            changes[right] = cap
+            changes.pop(wrong, None)
+            removed.add(wrong)
+            return
+        value = payload.get(wrong)
+        if value is None or (right == "max_tokens" and self.takes_both_caps):
+            return
+        other = payload.get(right)
+        both = type(value) is int and type(other) is int
+        changes[right] = min(value, other) if both else (value if other is None else other)
+        removed.add(wrong)
+
+    takes_both_caps = False
+
+    def request(self, call: Call) -> UpstreamRequest:
+        changes, removed, dropped = self.changes(call)
+        if changes or removed:
+            body = edit_body(call.raw, changes, removed)
+        elif _may_repeat_fields(call.raw):
+            body = edit_body(call.raw, {})
+        else:
+            body = call.raw
+        return UpstreamRequest(
+            path=self.path, headers=[(b"content-type", b"application/json")], body=body, dropped=tuple(dropped)
+        )
+
+    def response(self, call: Call, head: Head, body: bytes) -> Reply:
+        try:
+            view = decode_chunk(body)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise UpstreamBrokenError(
+                f"Provider {self.name} answered {head.status} with a body that is not a chat completion."
+            ) from error
+        if isinstance(view.error, (dict, str)) and view.error:
+            raise self._stated_error(call, head, view.error)
+        if not bytes(view.choices).lstrip().startswith(b"["):
+            raise UpstreamBrokenError(f"Provider {self.name} answered {head.status} without choices.")
+        return Reply(body=body, usage=usage_from_openai(usage_of(view)))
+
+    def stream(self, call: Call, head: Head) -> StreamTranslator:
+        is_hidden = self.forces_usage and bool(call.edits.get("include_usage", True)) and not wants_usage(call.payload)
+        return OpenAIStream(self, call, is_hidden)
+
+    def error(self, call: Call, head: Head, body: bytes) -> ProviderError:
+        return self._error(call, head, error_fields(body), may_be_billed=False)
+
+    def _stated_error(self, call: Call, head: Head, error: Any) -> ProviderError:
+        """An error object inside a 200 answer or a stream; its own numeric code is the status it means."""
+        fields = error if isinstance(error, dict) else {"message": error}
+        code = fields.get("code", fields.get("status"))
+        if isinstance(code, str) and code.isascii() and code.isdigit():
+            code = int(code[:4])
+        status = code if type(code) is int and 400 <= code < 600 else 502
+        stated = Head(status, head.headers)
+        return self._error(call, stated, fields, may_be_billed=True)
+
+    def _error(self, call: Call, head: Head, fields: dict[str, Any], *, may_be_billed: bool) -> ProviderError:
+        kind = kind_of_status(head.status)
+        for name in ("code", "type"):
+            stated = fields.get(name)
+            found = _CODES.get(stated) if isinstance(stated, str) else None
+            if found is not None and (head.status in (400, 402, 403, 429) or head.status >= 500):
+                kind = found
+                break
+        return make_error(
+            self.name, head, kind=kind, now=call.now, fields=fields, keeps_names=True, may_be_billed=may_be_billed
+        )
+
+
+class OpenAI(OpenAIDialect):
+    name = "openai"
+    auth = "bearer"
+    default_base_url = "https://api.openai.com/v1"
+    api_key_env = "OPENAI_API_KEY"
+    docs_url = "https://platform.openai.com/docs/api-reference/chat/create"
+    params = dict.fromkeys(OPENAI_CHAT_FIELDS, "passed") | {
+        "model": "mapped to the deployment's model",
+        "stream_options": "passed, include_usage forced on streams",
+        "max_tokens": "passed, or sent as max_completion_tokens (o-series, gpt-5 and later)",
+    }
+    takes_both_caps = True
+
+    def cap_name(self, model: str) -> str:
+        return output_cap_name(model)
+
+
+class OpenAIStream(StreamTranslator):
+    """Passes events on byte for byte, except the usage-only chunk a client did not ask for. The `"usage": null` that
+    the forced option adds to the other chunks stays: OpenAI's schema allows it, and no passing byte is rewritten."""
+
+    __slots__ = ("_call", "_is_usage_hidden", "_provider")
+
+    def __init__(self, provider: OpenAIDialect, call: Call, is_usage_hidden: bool) -> None:
+        super().__init__(provider.name)
+        self._provider = provider
+        self._call = call
+        self._is_usage_hidden = is_usage_hidden
+
+    def on_event(self, event: Event) -> bytes:
+        name, data, raw = event
+        if data is None:
+            return raw
+        if data == b"[DONE]" or data.strip() == b"[DONE]":
+            self.is_complete = True
+            return raw
+        view = decode_chunk(data)
+        if view.error is not None or name == b"error":
+            stated = view.error if view.error is not None else msgspec.json.decode(data)
+            raise self._provider._stated_error(self._call, Head(200), stated)
+        usage = view.usage if view.x_groq is None else usage_of(view)
+        if usage is not None:
+            found = usage_from_openai(usage)
+            if found.is_known:
+                self.usage = found
+            if self._is_usage_hidden and bytes(view.choices).strip() in (b"[]", b"null"):
+                return b""
+        if not self.content_started:
+            self.content_started = has_content(bytes(view.choices))
+        return raw

@@ -1,0 +1,30 @@
+"""All providers by name. A provider is one file in `providers/` named here, or one row in `compatible`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from sidecar.translate.compatible import COMPATIBLE
+from sidecar.translate.provider import Provider, check_provider
+from sidecar.translate.providers.anthropic import Anthropic
+from sidecar.translate.providers.openai import OpenAI
+from sidecar.translate.providers.simulated import SimulatedProvider
+
+
+def _collect() -> dict[str, Provider]:
+    providers: dict[str, Provider] = {}
+    for provider in (OpenAI(), Anthropic(), SimulatedProvider(), *COMPATIBLE.values()):
+        check_provider(provider)
+        if provider.name in providers:
+            raise TypeError(f"two providers are named {provider.name}")
+        providers[provider.name] = provider
+    return providers
+
+
+PROVIDERS: Mapping[str, Provider] = MappingProxyType(_collect())
+
+
+def get_provider(name: str) -> Provider:
+    """Raises `KeyError` for an unknown name."""
+    return PROVIDERS[name]
