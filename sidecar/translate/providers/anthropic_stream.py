@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 class _Delta(msgspec.Struct, gc=False):
     type: str = ""
-    text: str = ""
-    thinking: str = ""
-    signature: str = ""
-    partial_json: str = ""
+    text: str | None = ""
+    thinking: str | None = ""
+    signature: str | None = ""
+    partial_json: str | None = ""
     stop_reason: str | None = None
 
 
@@ -33,8 +33,8 @@ class _Event(msgspec.Struct, gc=False):
     type: str = ""
     index: int = -1
     delta: _Delta | None = None
-    message: msgspec.Raw | None = None
-    content_block: msgspec.Raw | None = None
+    message: Any = None
+    content_block: Any = None
     usage: Any = None
     error: Any = None
 
@@ -124,9 +124,9 @@ class AnthropicStream(StreamTranslator):
         self.usage = merge_usage(source, self.usage)
 
     def _on_start(self, event: _Event) -> bytes:
-        if self._has_started or event.message is None:
+        message = event.message
+        if self._has_started or not isinstance(message, dict):
             raise self.broken("sent message_start twice or empty")
-        message = msgspec.json.decode(event.message)
         call = self._call
         given_id, model = message.get("id"), message.get("model")
         head = {
@@ -141,9 +141,9 @@ class AnthropicStream(StreamTranslator):
         return self._chunk(b'{"role":"assistant","content":""}')
 
     def _on_block(self, event: _Event) -> bytes:
-        if not self._has_started or event.content_block is None or event.index in self._blocks:
+        start = event.content_block
+        if not self._has_started or not isinstance(start, dict) or event.index in self._blocks:
             raise self.broken("sent content before its start, or one block twice")
-        start = msgspec.json.decode(event.content_block)
         kind = start.get("type")
         block = _Block(kind if isinstance(kind, str) else "")
         self._blocks[event.index] = block
@@ -180,20 +180,20 @@ class AnthropicStream(StreamTranslator):
             return self._chunk(_encode({"tool_calls": [call]}))
         return b""
 
-    def _text(self, text: str) -> bytes:
+    def _text(self, text: str | None) -> bytes:
         if self._json_tool is None:
             return self._content(text)
         # The answer is the tool's input, which text beside it would spoil; without that call the text is the answer.
-        self._held_text.append(text)
+        self._held_text.append(text or "")
         return b""
 
-    def _content(self, text: str) -> bytes:
+    def _content(self, text: str | None) -> bytes:
         if not text:
             return b""
         self.content_started = True
         return self._chunk(b'{"content":%s}' % _encode(text))
 
-    def _thought(self, block: _Block, text: str) -> bytes:
+    def _thought(self, block: _Block, text: str | None) -> bytes:
         if not text:
             return b""
         block.text.append(text)
@@ -223,7 +223,7 @@ class AnthropicStream(StreamTranslator):
             if sort == "thinking_delta":
                 return self._thought(block, delta.thinking)
             if sort == "signature_delta":
-                block.signature += delta.signature
+                block.signature += delta.signature or ""
         return b""
 
     def _on_block_end(self, event: _Event) -> bytes:
