@@ -1,0 +1,141 @@
+"""The seam between the proxy and the wire: one request out, one answer in pieces.
+
+Neighbours: `httptools_transport` (the hot path) and `httpx2_transport` (HTTP/2, proxies, mTLS); one contract suite runs
+over both. Rule: path bytes go out as given, no cookie is ever kept, and the error says whether the provider may bill.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sidecar.errors import BadRequestError, UpstreamBrokenError
+from sidecar.types import Headers, Timeouts
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110 §7.6.1. `set-cookie` goes too: a gateway's upstreams have no business with its clients' cookies."""
+
+_NOT_RETURNED = HOP_BY_HOP | {b"set-cookie", b"set-cookie2"}
+_NOT_SENT = HOP_BY_HOP | {b"host", b"content-length", b"cookie", b"expect"}
+_BAD_VALUE = re.compile(rb"[\x00\r\n]")
+_BAD_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")
+_BAD_TARGET = re.compile(rb"[\x00-\x20\x7f-\xff]")
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """`target` is the path and query exactly as sent. The transport adds Host and Content-Length; hop-by-hop headers
+    and cookies among `headers` are left out. `first_byte_s` applies only if `is_stream`."""
+
+    method: str
+    scheme: str
+    host: str
+    port: int
+    target: bytes
+    headers: Headers = field(default_factory=list)
+    body: bytes = b""
+    timeouts: Timeouts = Timeouts()
+    is_stream: bool = False
+
+
+class HttpAnswer(Protocol):
+    """`headers` are lower-cased, without hop-by-hop and cookies. A close-delimited answer is whole only by its
+    dialect's end event."""
+
+    status: int
+    headers: Headers
+    is_complete: bool
+    is_close_delimited: bool
+
+    async def read(self) -> bytes:
+        """The next non-empty piece; `b""` once the answer is complete. Raises UpstreamBrokenError,
+        UpstreamTimeoutError; both close the connection."""
+
+    async def read_all(self, limit: int) -> bytes:
+        """All of it. Raises UpstreamBrokenError past `limit` bytes."""
+
+    def abort(self) -> None:
+        """Close the connection if the answer is not complete. Idempotent."""
+
+
+class Transport(Protocol):
+    async def send(self, request: HttpRequest) -> HttpAnswer:
+        """The answer's head. Raises UpstreamConnectError (nothing was sent), UpstreamStaleError (a reused connection
+        was closed before the request was written), UpstreamBrokenError (may be billed), UpstreamTimeoutError.
+        Cancelling closes the connection."""
+
+    async def aclose(self) -> None: ...
+
+
+def head_bytes(request: HttpRequest) -> bytes:
+    """The request's head on an HTTP/1.1 connection. Raises BadRequestError for what would smuggle a header or line."""
+    if _BAD_TARGET.search(request.target) or not request.target.startswith(b"/"):
+        raise BadRequestError("The gateway refused the request: its path has characters that may not be sent.")
+    default = 443 if request.scheme == "https" else 80
+    host = f"[{request.host}]" if ":" in request.host else request.host
+    if request.port != default:
+        host = f"{host}:{request.port}"
+    lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method.encode("ascii"), request.target, host.encode("idna"))]
+    has_encoding = False
+    for name, value in sendable(request.headers):
+        if name == b"accept-encoding":
+            has_encoding = True
+        lines.append(b"%b: %b\r\n" % (name, value))
+    if not has_encoding:
+        lines.append(b"accept-encoding: identity\r\n")
+    if request.body or request.method in ("POST", "PUT", "PATCH"):
+        lines.append(b"content-length: %d\r\n" % len(request.body))
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def sendable(headers: Headers) -> Headers:
+    """What may go upstream. Raises BadRequestError for bytes no header may hold."""
+    named = named_by_connection(headers)
+    out: Headers = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower in _NOT_SENT or lower in named:
+            continue
+        if _BAD_VALUE.search(value) or _BAD_NAME.search(name) or not name:
+            raise BadRequestError("The gateway refused the request: a header holds characters that may not be sent.")
+        out.append((lower, value))
+    return out
+
+
+def returnable(headers: Headers) -> Headers:
+    """What of an answer's (lower-cased) headers goes back to the client."""
+    named = named_by_connection(headers)
+    return [h for h in headers if h[0] not in _NOT_RETURNED and h[0] not in named]
+
+
+def named_by_connection(headers: Headers) -> frozenset[bytes]:
+    for name, value in headers:
+        if name.lower() == b"connection":
+            return frozenset(part.strip().lower() for part in value.split(b","))
+    return frozenset()
+
+
+async def read_all(answer: HttpAnswer, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while piece := await answer.read():
+        size += len(piece)
+        if size > limit:
+            answer.abort()
+            raise UpstreamBrokenError(f"The provider's answer is longer than {limit} bytes.")
+        parts.append(piece)
+    return b"".join(parts)

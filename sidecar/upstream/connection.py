@@ -1,0 +1,337 @@
+"""One upstream HTTP/1.1 connection and the answer on it, on plain asyncio callbacks: no task, no queue, one timer.
+
+Neighbours: `parsers` (bytes to events), `httptools_transport` (the pool). Rule: back-pressure by pausing the socket;
+the timer is re-armed lazily, so a piece costs no timer call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal, cast
+
+from sidecar.errors import UpstreamBrokenError, UpstreamError, UpstreamStaleError, UpstreamTimeoutError
+from sidecar.types import Headers
+from sidecar.upstream.base import HttpRequest, read_all, returnable
+from sidecar.upstream.parsers import ParseError, Parser
+
+HIGH_WATER = 262_144
+"""Bytes buffered for a slow reader before the socket is paused."""
+
+Phase = Literal["connect", "first_byte", "gap", "total"]
+
+
+class Connection(asyncio.Protocol):
+    """Serves one request at a time. `is_reusable` once the answer is complete and nothing odd happened."""
+
+    __slots__ = (
+        "_answer",
+        "_can_write",
+        "_loop",
+        "_make_parser",
+        "_parser",
+        "_transport",
+        "idle_since",
+        "is_closed",
+        "is_fresh",
+        "is_reusable",
+        "on_closed",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, make_parser: Callable[[Connection], Parser]) -> None:
+        self._loop = loop
+        self._parser = make_parser(self)
+        self._transport: asyncio.Transport | None = None
+        self._answer: Answer | None = None
+        self._can_write = True
+        self.is_closed = False
+        self.is_fresh = True
+        self.is_reusable = True
+        self.idle_since = 0.0
+        self.on_closed: Callable[[Connection], None] | None = None
+
+    # asyncio.Protocol ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        answer = self._answer
+        if answer is None or answer.is_complete:
+            # Nothing was asked: whatever this is, this connection is not to be trusted with another request.
+            self.close()
+            return
+        answer.has_bytes = True
+        try:
+            self._parser.feed(data)
+        except ParseError as error:
+            self.is_reusable = False
+            if answer.is_complete:
+                self.close()
+            else:
+                answer.fail(UpstreamBrokenError(f"The provider's answer is not proper HTTP ({error})."))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_closed = True
+        self.is_reusable = False
+        answer = self._answer
+        if answer is not None and not answer.is_complete:
+            answer.lost(exc)
+        if self.on_closed is not None:
+            self.on_closed(self)
+
+    def pause_writing(self) -> None:
+        self._can_write = False
+
+    def resume_writing(self) -> None:
+        self._can_write = True
+
+    # parser callbacks ---------------------------------------------------------------------------------------------
+
+    def on_head(self, status: int, headers: Headers, *, is_close_delimited: bool, keeps_alive: bool) -> None:
+        answer = self._answer
+        if answer is None or answer.is_complete or answer.status:
+            raise ParseError("an unsolicited answer")
+        if not keeps_alive:
+            self.is_reusable = False
+        answer.begin(status, returnable(headers), is_close_delimited)
+
+    def on_body(self, body: bytes) -> None:
+        if self._answer is not None:
+            self._answer.piece(body)
+
+    def on_done(self) -> None:
+        if self._answer is not None:
+            self._answer.done()
+
+    # use ----------------------------------------------------------------------------------------------------------
+
+    def send(self, request: HttpRequest, head: bytes, started_at: float) -> Answer:
+        assert self._transport is not None
+        answer = self._answer = Answer(self, self._loop, request, started_at, is_reused=not self.is_fresh)
+        self.is_fresh = False
+        self._parser.expect(request.method)
+        self._transport.write(head + request.body if request.body else head)
+        answer.arm()
+        return answer
+
+    @property
+    def is_all_written(self) -> bool:
+        return self._can_write and (self._transport is None or self._transport.get_write_buffer_size() == 0)
+
+    def pause(self) -> None:
+        if self._transport is not None and not self.is_closed:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self.is_closed:
+            self._transport.resume_reading()
+
+    def release(self, answer: Answer) -> None:
+        """The answer is complete: the connection is free, or goes."""
+        if self._answer is answer:
+            self._answer = None
+        if not self.is_reusable:
+            self.close()
+
+    def close(self) -> None:
+        self.is_reusable = False
+        if self._transport is not None and not self.is_closed:
+            self._transport.abort()
+        self.is_closed = True
+
+
+class Answer:
+    """Status, headers, then pieces. Buffers at most about HIGH_WATER bytes plus one socket read."""
+
+    __slots__ = (
+        "_connection",
+        "_deadline",
+        "_error",
+        "_is_paused",
+        "_loop",
+        "_on_release",
+        "_phase",
+        "_pieces",
+        "_request",
+        "_size",
+        "_started_at",
+        "_timer",
+        "_touched_at",
+        "_waiter",
+        "has_bytes",
+        "headers",
+        "is_close_delimited",
+        "is_complete",
+        "is_reused",
+        "status",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        loop: asyncio.AbstractEventLoop,
+        request: HttpRequest,
+        started_at: float,
+        *,
+        is_reused: bool,
+    ) -> None:
+        self._connection = connection
+        self._loop = loop
+        self._request = request
+        self._started_at = started_at
+        self._touched_at = started_at
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._is_paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: UpstreamError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_release: Callable[[Connection], None] | None = None
+        self.has_bytes = False
+        self.is_reused = is_reused
+        self.status = 0
+        self.headers: Headers = []
+        self.is_complete = False
+        self.is_close_delimited = False
+
+    # from the connection ------------------------------------------------------------------------------------------
+
+    def begin(self, status: int, headers: Headers, is_close_delimited: bool) -> None:
+        self.status = status
+        self.headers = headers
+        self.is_close_delimited = is_close_delimited
+        self._touched_at = self._loop.time()
+        self._wake()
+
+    def piece(self, body: bytes) -> None:
+        self._pieces.append(body)
+        self._size += len(body)
+        if self._request.is_stream:
+            self._touched_at = self._loop.time()
+        if self._size > HIGH_WATER and not self._is_paused:
+            self._is_paused = True
+            self._connection.pause()
+        self._wake()
+
+    def done(self) -> None:
+        self.is_complete = True
+        self._finish()
+        self._wake()
+
+    def lost(self, exc: Exception | None) -> None:
+        if self.is_close_delimited and exc is None:
+            self.done()
+            return
+        if self.is_reused and not self.has_bytes and not self._connection.is_all_written:
+            self.fail(UpstreamStaleError("The provider closed a kept-alive connection before the request was written."))
+        else:
+            how = "closed" if exc is None else "reset"
+            what = "after part of its answer" if self.status else "before it answered; it may have done the work"
+            self.fail(UpstreamBrokenError(f"The provider {how} the connection {what}."))
+
+    def fail(self, error: UpstreamError) -> None:
+        if self._error is None and not self.is_complete:
+            self._error = error
+            self._finish()
+            self._connection.close()
+            self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _finish(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.is_complete:
+            self._connection.release(self)
+            if self._on_release is not None:
+                self._on_release(self._connection)
+
+    # time ---------------------------------------------------------------------------------------------------------
+
+    def _next_deadline(self) -> tuple[float, Phase]:
+        times = self._request.timeouts
+        total = self._started_at + times.total_s
+        if self._is_paused:
+            return total, "total"  # the reader is slow, not the provider
+        if self._request.is_stream:
+            if not self.status:
+                first = self._started_at + times.first_byte_s
+                return (first, "first_byte") if first < total else (total, "total")
+            gap = self._touched_at + times.gap_s
+            return (gap, "gap") if gap < total else (total, "total")
+        if self.status:
+            gap = self._touched_at + times.gap_s
+            return (gap, "gap") if gap < total else (total, "total")
+        return total, "total"
+
+    def arm(self) -> None:
+        deadline, _ = self._next_deadline()
+        self._timer = self._loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        deadline, phase = self._next_deadline()
+        if self._loop.time() + 0.001 < deadline:
+            self._timer = self._loop.call_at(deadline, self._ring)
+            return
+        self._timer = None
+        self.fail(UpstreamTimeoutError(f"The provider was too slow ({phase} timeout).", phase=phase))
+
+    # for the reader -----------------------------------------------------------------------------------------------
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        finally:
+            self._waiter = None
+
+    async def head(self) -> None:
+        while not self.status and self._error is None:
+            await self._wait()
+        if self._error is not None and not self.status:
+            raise self._error
+
+    async def read(self) -> bytes:
+        while not self._pieces:
+            if self._error is not None:
+                raise self._error
+            if self.is_complete:
+                return b""
+            await self._wait()
+        pieces = self._pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._size = 0
+        if self._is_paused:
+            self._is_paused = False
+            self._touched_at = self._loop.time()
+            if not self.is_complete and self._error is None:
+                self._ring_later()
+                self._connection.resume()
+        return body
+
+    def _ring_later(self) -> None:
+        # The timer may be set for `total`, past the next gap deadline.
+        if self._timer is not None:
+            self._timer.cancel()
+            self.arm()
+
+    async def read_all(self, limit: int) -> bytes:
+        return await read_all(self, limit)
+
+    def abort(self) -> None:
+        if not self.is_complete and self._error is None:
+            self._error = UpstreamBrokenError("The gateway closed the connection to the provider.")
+            self._finish()
+            self._connection.close()

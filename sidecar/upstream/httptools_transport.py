@@ -1,0 +1,151 @@
+"""The hot path: a small HTTP/1.1 client on asyncio callbacks and httptools (h11 where that has no wheel).
+
+Neighbours: `connection` (one connection), `base` (the seam). Pools are keyed by origin, never by credential; a
+connection carries no state from one request to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+
+from sidecar.errors import UpstreamConnectError, UpstreamStaleError, UpstreamTimeoutError
+from sidecar.upstream.base import HttpAnswer, HttpRequest, head_bytes
+from sidecar.upstream.connection import Connection
+from sidecar.upstream.parsers import H11Parser, HttptoolsParser, Parser
+
+Origin = tuple[str, str, int]
+
+
+def default_parser() -> type[HttptoolsParser] | type[H11Parser]:
+    try:
+        import httptools  # noqa: F401
+    except ImportError:
+        return H11Parser
+    return HttptoolsParser
+
+
+class HttptoolsTransport:
+    """`ca_file` replaces the system's certificate store. `max_idle` connections are kept per origin, at most
+    `idle_s` seconds each."""
+
+    def __init__(
+        self,
+        *,
+        ca_file: str | None = None,
+        max_idle: int = 128,
+        idle_s: float = 30.0,
+        parser: Callable[[Connection], Parser] | None = None,
+    ) -> None:
+        self._ca_file = ca_file
+        self._tls: ssl.SSLContext | None = None
+        self._max_idle = max_idle
+        self._idle_s = idle_s
+        self._parser = parser if parser is not None else default_parser()
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._open: set[Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context(cafile=self._ca_file)
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+    async def send(self, request: HttpRequest) -> HttpAnswer:
+        head = head_bytes(request)
+        loop = asyncio.get_running_loop()
+        origin = (request.scheme, request.host, request.port)
+        started_at = loop.time()
+        connection = self._reuse(origin, started_at)
+        if connection is not None:
+            try:
+                return await self._ask(connection, origin, request, head, started_at)
+            except UpstreamStaleError:
+                pass  # nothing was written whole: once more, on a fresh connection, is free
+        connection = await self._connect(loop, origin, request)
+        return await self._ask(connection, origin, request, head, started_at)
+
+    async def _ask(
+        self, connection: Connection, origin: Origin, request: HttpRequest, head: bytes, started_at: float
+    ) -> HttpAnswer:
+        answer = connection.send(request, head, started_at)
+        answer._on_release = lambda c: self._give_back(origin, c)
+        if answer.is_complete:
+            self._give_back(origin, connection)
+        await answer.head()
+        return answer
+
+    def _reuse(self, origin: Origin, now: float) -> Connection | None:
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.is_reusable and not connection.is_closed and now - connection.idle_since < self._idle_s:
+                return connection
+            connection.close()
+        return None
+
+    def _give_back(self, origin: Origin, connection: Connection) -> None:
+        if not connection.is_reusable or connection.is_closed:
+            return
+        idle = self._idle.get(origin)
+        if idle is None:
+            idle = self._idle[origin] = deque()
+        if len(idle) >= self._max_idle:
+            connection.close()
+            return
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._idle_s, self._sweep)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for origin, idle in list(self._idle.items()):
+            while idle and now - idle[0].idle_since >= self._idle_s:
+                idle.popleft().close()
+            if not idle:
+                del self._idle[origin]
+        self._sweeper = loop.call_later(self._idle_s, self._sweep) if self._idle else None
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop, origin: Origin, request: HttpRequest) -> Connection:
+        scheme, host, port = origin
+        tls = self._context() if scheme == "https" else None
+        connection = Connection(loop, self._parser)
+        try:
+            async with asyncio.timeout(request.timeouts.connect_s):
+                await loop.create_connection(
+                    lambda: connection, host, port, ssl=tls, server_hostname=host if tls is not None else None
+                )
+        except TimeoutError:
+            connection.close()
+            raise UpstreamTimeoutError(
+                f"The gateway could not reach the provider within {request.timeouts.connect_s:g} s.", phase="connect"
+            ) from None
+        except ssl.SSLCertVerificationError as error:
+            raise UpstreamConnectError(
+                f"The gateway does not trust the provider's certificate ({error.verify_message})."
+            ) from None
+        except OSError as error:
+            raise UpstreamConnectError(
+                f"The gateway could not connect to the provider ({type(error).__name__})."
+            ) from None
+        connection.on_closed = self._forget
+        self._open.add(connection)
+        return connection
+
+    async def aclose(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connection in list(self._open):
+            connection.close()
+        self._idle.clear()
+        await asyncio.sleep(0)

@@ -1,0 +1,147 @@
+"""The general transport on httpx2: HTTP/2, outbound proxies, client certificates. Slower; the same contract.
+
+Neighbours: `base` (the seam). Rule: cookies are refused by policy, redirects are never followed, nothing is retried,
+the environment's proxies and credentials are not trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from http.cookiejar import DefaultCookiePolicy
+
+import httpx2
+
+from sidecar.errors import UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
+from sidecar.types import Headers
+from sidecar.upstream.base import HttpAnswer, HttpRequest, head_bytes, read_all, returnable, sendable
+
+
+class Httpx2Transport:
+    """`client_cert` is (certificate file, key file). One connection pool, keyed by origin inside httpx2."""
+
+    def __init__(
+        self,
+        *,
+        ca_file: str | None = None,
+        http2: bool = False,
+        proxy: str | None = None,
+        client_cert: tuple[str, str] | None = None,
+        max_idle: int = 128,
+        idle_s: float = 30.0,
+    ) -> None:
+        tls = ssl.create_default_context(cafile=ca_file)
+        if client_cert is not None:
+            tls.load_cert_chain(*client_cert)
+        self._client = httpx2.AsyncClient(
+            verify=tls,
+            http2=http2,
+            proxy=proxy,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=None,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=max_idle, keepalive_expiry=idle_s),
+        )
+        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+
+    async def send(self, request: HttpRequest) -> HttpAnswer:
+        head_bytes(request)  # the same refusals as on the hot path
+        host = f"[{request.host}]" if ":" in request.host else request.host
+        url = httpx2.URL(scheme=request.scheme, host=request.host, port=request.port, raw_path=request.target)
+        headers = sendable(request.headers)
+        names = {name for name, _ in headers}
+        if b"accept-encoding" not in names:
+            headers.append((b"accept-encoding", b"identity"))
+        default = 443 if request.scheme == "https" else 80
+        headers.insert(0, (b"host", (host if request.port == default else f"{host}:{request.port}").encode("idna")))
+        if request.body or request.method in ("POST", "PUT", "PATCH"):
+            headers.append((b"content-length", str(len(request.body)).encode()))
+        times = request.timeouts
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + times.total_s
+        outgoing = httpx2.Request(
+            request.method,
+            url,
+            headers=headers,
+            stream=httpx2.ByteStream(request.body),
+            extensions={"timeout": {"connect": times.connect_s, "read": None, "write": times.gap_s, "pool": None}},
+        )
+        first_s = min(times.first_byte_s, times.total_s) if request.is_stream else times.total_s
+        phase = "first_byte" if request.is_stream and times.first_byte_s < times.total_s else "total"
+        try:
+            async with asyncio.timeout(first_s):
+                response = await self._client.send(outgoing, stream=True)
+        except httpx2.ConnectTimeout:
+            raise UpstreamTimeoutError(
+                f"The gateway could not reach the provider within {times.connect_s:g} s.", phase="connect"
+            ) from None
+        except httpx2.ConnectError as error:
+            raise UpstreamConnectError(f"The gateway could not connect to the provider ({error}).") from None
+        except TimeoutError:
+            raise UpstreamTimeoutError(
+                f"The provider was too slow ({phase} timeout).",
+                phase="first_byte" if phase == "first_byte" else "total",
+            ) from None
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            raise UpstreamBrokenError(
+                f"The provider closed the connection before it answered ({type(error).__name__}); "
+                "it may have done the work."
+            ) from None
+        return _Answer(response, times.gap_s, deadline)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+class _Answer:
+    def __init__(self, response: httpx2.Response, gap_s: float, deadline: float) -> None:
+        self._response = response
+        self._pieces: AsyncIterator[bytes] = response.aiter_raw()
+        self._gap_s = gap_s
+        self._deadline = deadline
+        self._closing: asyncio.Task[None] | None = None
+        self.status = response.status_code
+        headers: Headers = [(name.lower(), value) for name, value in response.headers.raw]
+        self.headers = returnable(headers)
+        names = {name for name, _ in headers}
+        self.is_close_delimited = (
+            not names & {b"content-length", b"transfer-encoding"} and response.http_version != "HTTP/2"
+        )
+        self.is_complete = False
+
+    async def read(self) -> bytes:
+        if self.is_complete:
+            return b""
+        loop = asyncio.get_running_loop()
+        left = self._deadline - loop.time()
+        try:
+            async with asyncio.timeout(min(self._gap_s, left)):
+                while True:
+                    piece = await anext(self._pieces, b"")
+                    if piece:
+                        return piece
+                    self.is_complete = True
+                    await self._response.aclose()
+                    return b""
+        except TimeoutError:
+            self.abort()
+            phase = "gap" if self._gap_s < left else "total"
+            raise UpstreamTimeoutError(
+                f"The provider was too slow ({phase} timeout).", phase="gap" if phase == "gap" else "total"
+            ) from None
+        except httpx2.TransportError as error:
+            self.abort()
+            raise UpstreamBrokenError(
+                f"The provider closed the connection after part of its answer ({type(error).__name__})."
+            ) from None
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+
+    async def read_all(self, limit: int) -> bytes:
+        return await read_all(self, limit)
+
+    def abort(self) -> None:
+        if not self.is_complete and self._closing is None:
+            self._closing = asyncio.ensure_future(self._response.aclose())
