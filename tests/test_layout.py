@@ -14,7 +14,7 @@ import sidecar
 PACKAGE = Path(sidecar.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 PURE_FORBIDDEN = {
-    "anyio", "asyncio", "httpx2", "httptools", "redis", "os", "time", "datetime", "random", "socket", "starlette",
+    "anyio", "asyncio", "httpx2", "httptools", "redis", "os", "time", "random", "socket", "starlette",
     "sqlalchemy", "asyncpg", "threading",
 }  # fmt: skip
 LAYER_2_FOLDERS = {"upstream", "identity", "limits", "spend", "db"}
