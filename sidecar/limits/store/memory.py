@@ -96,6 +96,7 @@ class MemoryStore:
             self._sweep(at)
         # Judge everything first: a refused request consumes nothing on any scope.
         counters = self._counters
+        wanted = hold_nano
         cold: list[BudgetWindow] = []
         for window in claims.windows:
             counter = counters.get(window.key)
@@ -103,15 +104,16 @@ class MemoryStore:
                 if self._seeded_at is None or window.start_at < self._seeded_at:
                     cold.append(window)
                 continue
-            left = window.max_nano - counter[0]
-            if left < hold_nano:
-                hold_nano = left
+            if wanted and window.max_nano - counter[0] < hold_nano:
+                hold_nano = window.max_nano - counter[0]
         if cold:
             return Cold(tuple(cold))
-        for window in claims.windows:
-            hold_nano = min(hold_nano, window.max_nano)
-        if hold_nano < min_hold_nano or hold_nano < 0:
-            return self._denied_budget(claims, min_hold_nano, at)
+        if wanted:
+            # What costs nothing passes, whatever was spent.
+            for window in claims.windows:
+                hold_nano = min(hold_nano, window.max_nano)
+            if hold_nano < min_hold_nano or hold_nano <= 0:
+                return self._denied_budget(claims, max(1, min_hold_nano), at)
         admitted = Admitted(at, hold_nano)
         horizon = at - RATE_WINDOW_S
         for claim in claims.requests:
@@ -161,7 +163,7 @@ class MemoryStore:
     def _denied_budget(self, claims: Claims, needed: int, at: float) -> Denied:
         for window in claims.windows:
             spent = self._counters.get(window.key, (0, 0.0))[0]
-            if window.max_nano - spent < needed or spent > window.max_nano:
+            if window.max_nano - spent < needed:
                 wait = window.end_at - at
                 return Denied("budget", window.kind, window.max_nano, wait if wait != float("inf") else None)
         raise AssertionError("no window refuses this hold")

@@ -1,0 +1,32 @@
+-- Reservation to reality, once: the live record is the proof that it has not been done.
+-- KEYS: live record, lease set. ARGV: exchange id, tokens ('' keeps), cost ('' keeps), now (µs or ''), '1' to cancel.
+local record = redis.call('HMGET', KEYS[1], 'keys', 'hold', 'tokens', 'second')
+if not record[1] then return 0 end
+local keys = cjson.decode(record[1])
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+for _, k in ipairs(keys.slot) do redis.call('ZREM', k, ARGV[1]) end
+if ARGV[5] == '1' then
+  for _, k in ipairs(keys.req) do redis.call('ZREM', k, ARGV[1]) end
+end
+if ARGV[2] ~= '' and ARGV[2] ~= record[3] then
+  local difference = tonumber(ARGV[2]) - tonumber(record[3])
+  for _, k in ipairs(keys.tok) do
+    if difference > 0 then
+      local second
+      if ARGV[4] == '' then second = redis.call('TIME')[1] else second = string.format('%.0f', math.floor(tonumber(ARGV[4]) / 1000000)) end
+      redis.call('HINCRBY', k, second, string.format('%.0f', difference))
+      redis.call('PEXPIRE', k, 62000)
+    elseif redis.call('HEXISTS', k, record[4]) == 1 then
+      redis.call('HINCRBY', k, record[4], string.format('%.0f', difference))
+    end
+  end
+end
+if ARGV[3] ~= '' and ARGV[3] ~= record[2] then
+  -- Both are below 2^53, so the difference is exact.
+  local difference = string.format('%.0f', tonumber(ARGV[3]) - tonumber(record[2]))
+  for _, k in ipairs(keys.bud) do
+    if redis.call('EXISTS', k) == 1 then redis.call('INCRBY', k, difference) end
+  end
+end
+return 1
