@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import msgspec
-
 from sidecar.errors import BadRequestError, ProviderError, SidecarError, UpstreamBrokenError
 from sidecar.translate.framing import Event, SSESplitter
+from sidecar.translate.usage import NOT_JSON
 from sidecar.types import UNKNOWN_USAGE, Headers, Usage
 
 
@@ -132,7 +131,7 @@ class StreamTranslator:
                 out = out + self.on_event(event) if out else self.on_event(event)
         except SidecarError as error:
             self.error = error
-        except (msgspec.MsgspecError, RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (*NOT_JSON, ValueError, TypeError, KeyError, AttributeError) as error:
             self.error = self.broken(f"sent a malformed event ({type(error).__name__})")
         if self.error is not None and not out:
             raise self.error
@@ -156,7 +155,7 @@ class StreamTranslator:
         except SidecarError as error:
             self.error = error
             raise
-        except (msgspec.MsgspecError, RecursionError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (*NOT_JSON, ValueError, TypeError, KeyError, AttributeError) as error:
             self.error = self.broken(f"ended the stream within an event ({type(error).__name__})")
             raise self.error from None
 

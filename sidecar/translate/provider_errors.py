@@ -14,6 +14,7 @@ import msgspec
 
 from sidecar.errors import ErrorKind, ProviderError
 from sidecar.translate.provider import Head
+from sidecar.translate.usage import NOT_JSON
 
 MAX_MESSAGE = 1_000
 MAX_RETRY_AFTER_S = 86_400.0
@@ -85,7 +86,7 @@ def error_fields(body: bytes) -> dict[str, Any]:
     `{"detail": …}`, a list of one of these; `{}` for HTML, nothing or `null`."""
     try:
         parsed = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except NOT_JSON:
         text = body[:MAX_MESSAGE].decode("utf-8", "replace").strip()
         return {} if not text or text.startswith("<") else {"message": text}
     if isinstance(parsed, list) and parsed:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from sidecar.translate.usage import NOT_JSON
 from sidecar.types import Headers
 
 Dialect = Literal["openai", "anthropic"]
@@ -181,7 +182,7 @@ def simulate(dialect: Dialect, body: bytes) -> Simulated:
     """The answer to one request. Never raises: a bad request gets the dialect's 400."""
     try:
         request = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, RecursionError):
+    except NOT_JSON:
         return _error(dialect, 400, "The body is not JSON.")
     if not isinstance(request, dict) or not isinstance(request.get("model"), str):
         return _error(dialect, 400, "model: a string is required.")

@@ -15,6 +15,9 @@ from sidecar.errors import UpstreamBrokenError
 from sidecar.translate.framing import SSESplitter
 from sidecar.types import UNKNOWN_USAGE, Usage
 
+NOT_JSON = (msgspec.MsgspecError, RecursionError, UnicodeError)
+"""What decoding hostile bytes may raise: malformed or of the wrong shape, nested too deeply, not UTF-8."""
+
 
 def count(value: Any) -> int | None:
     """A token count, or `None` for anything that is not one."""
@@ -119,7 +122,7 @@ def has_content(choices: bytes) -> bool:
     """True if a chunk's `choices` hold anything a client would show or act on (not just the role)."""
     try:
         parsed = msgspec.json.decode(choices)
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_JSON:
         return False
     if not isinstance(parsed, list):
         return False
@@ -174,7 +177,7 @@ class UsageSniffer:
                 continue
             try:
                 view = decode_chunk(content)
-            except (msgspec.DecodeError, RecursionError):
+            except NOT_JSON:
                 continue
             usage = usage_of(view)
             if usage is not None and (found := usage_from_openai(usage)).is_known:
@@ -188,6 +191,6 @@ class UsageSniffer:
         if self._usage is None and not self._is_stream and 0 < len(self._body) <= self._limit:
             try:
                 self._usage = usage_from_openai(decode_chunk(self._body).usage)
-            except (msgspec.DecodeError, RecursionError):
+            except NOT_JSON:
                 return UNKNOWN_USAGE
         return self._usage or UNKNOWN_USAGE

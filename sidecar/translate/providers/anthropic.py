@@ -16,7 +16,7 @@ from sidecar.errors import BadRequestError, ErrorKind, ProviderError, UpstreamBr
 from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.providers.anthropic_request import build, json_tool_name, original_names, uses_json_tool
-from sidecar.translate.usage import count
+from sidecar.translate.usage import NOT_JSON, count
 from sidecar.types import UNKNOWN_USAGE, Usage
 
 VERSION = b"2023-06-01"
@@ -202,7 +202,7 @@ class Anthropic(Provider):
         try:
             plan = build(self, call)
             body = msgspec.json.encode(plan.body)
-        except (RecursionError, UnicodeEncodeError, msgspec.MsgspecError, OverflowError) as error:
+        except (*NOT_JSON, OverflowError) as error:
             raise BadRequestError(
                 "The gateway refused the request: its body is nested too deeply or is not valid UTF-8."
             ) from error
@@ -219,7 +219,7 @@ class Anthropic(Provider):
         try:
             answer = _decode_answer(body)
             return self._reply(call, answer)
-        except (msgspec.MsgspecError, RecursionError, UnicodeError, TypeError, AttributeError) as error:
+        except (*NOT_JSON, TypeError, AttributeError) as error:
             fields = error_fields(body)
             if isinstance(fields.get("type"), str) and fields["type"] in _ERROR_KINDS:
                 raise self._stated_error(call, fields) from error

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from sidecar.errors import BadRequestError
+from sidecar.translate.usage import NOT_JSON
 
 Block = dict[str, Any]
 Drop = Callable[[str, str], None]
@@ -190,7 +191,7 @@ def _tool_use(call: Any, where: str) -> Block:
     if isinstance(arguments, str) and arguments.strip():
         try:
             given = msgspec.json.decode(arguments.encode("utf-8", "surrogatepass"))
-        except (msgspec.MsgspecError, RecursionError):
+        except NOT_JSON:
             given = arguments
     elif isinstance(arguments, dict):
         given = arguments

@@ -29,7 +29,7 @@ from sidecar.translate.provider import (
     unsupported_field,
 )
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
-from sidecar.translate.usage import decode_chunk, has_content, usage_from_openai, usage_of
+from sidecar.translate.usage import NOT_JSON, decode_chunk, has_content, usage_from_openai, usage_of
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
@@ -77,7 +77,7 @@ def edit_body(raw: bytes, changes: Mapping[str, Any], removed: frozenset[str] | 
         values: dict[str, Any] = {name: value for name, value in fields.items() if name not in removed}
         values.update(changes)
         return _encode(values)
-    except (msgspec.MsgspecError, RecursionError, TypeError) as error:
+    except (*NOT_JSON, TypeError) as error:
         raise BadRequestError("The gateway refused the request: its body is not a JSON object.") from error
 
 
@@ -178,7 +178,7 @@ class OpenAIDialect(Provider, is_abstract=True):
     def response(self, call: Call, head: Head, body: bytes) -> Reply:
         try:
             view = decode_chunk(body)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except NOT_JSON as error:
             raise UpstreamBrokenError(
                 f"Provider {self.name} answered {head.status} with a body that is not a chat completion."
             ) from error

@@ -1,0 +1,381 @@
+"""Every provider × every case: the same rules for all, and no provider can be forgotten."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
+from sidecar.translate import PROVIDERS, Head, get_provider
+from sidecar.translate.provider import OPENAI_CHAT_FIELDS, SMUGGLING_FIELDS, Provider, StreamTranslator, check_provider
+from sidecar.translate.simulate import Dialect, simulate
+from tests.translate.support import OK, USER, WEATHER, events, fold, make_call, run, unfold
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "text": ("sim-echo", {}),
+    "system and turns": (
+        "sim-echo",
+        {
+            "messages": [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": "one"},
+                {"role": "assistant", "content": "1"},
+                {"role": "user", "content": "two ünï \u2028 \U0001f600"},
+            ]
+        },
+    ),
+    "tool call": ("sim-tools", {"tools": [WEATHER]}),
+    "tool result": (
+        "sim-tools",
+        {
+            "tools": [WEATHER],
+            "messages": [
+                *USER,
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {
+                            "id": "c1",
+                            "type": "function",
+                            "function": {"name": "weather", "arguments": '{"city":"Rome"}'},
+                        }
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+            ],
+        },
+    ),
+    "thinking": ("sim-think", {}),
+    "json schema": (
+        "sim-echo",
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "answer",
+                    "schema": {
+                        "type": "object",
+                        "properties": {"n": {"type": "integer"}, "s": {"type": "string"}},
+                        "required": ["n", "s"],
+                        "additionalProperties": False,
+                    },
+                },
+            }
+        },
+    ),
+    "output cap": ("sim-long-50", {"max_tokens": 7}),
+    "no usage": ("sim-no-usage", {}),
+    "long": ("sim-long-40", {}),
+}
+
+DECLINED: dict[tuple[str, str], str] = {}
+"""(provider, case) → reason. A provider answers each case or is listed here."""
+
+MATRIX = [
+    pytest.param(provider, case, id=f"{name}-{case}")
+    for name, provider in PROVIDERS.items()
+    for case in CASES
+    if (name, case) not in DECLINED
+]
+CLOSELY_CUT = {"openai", "anthropic", "mistral"}
+
+
+def dialect(provider: Provider) -> Dialect:
+    return "openai" if provider.is_same_dialect else "anthropic"
+
+
+def exchange(provider: Provider, case: str, is_stream: bool, asks_usage: bool = False) -> tuple[Any, bytes]:
+    """(call, upstream's answer): what the provider would send went through the simulator."""
+    model, extra = CASES[case]
+    payload = dict(extra)
+    if is_stream:
+        payload["stream"] = True
+        if asks_usage:
+            payload["stream_options"] = {"include_usage": True}
+    call = make_call(payload, model=model)
+    answer = simulate(dialect(provider), provider.request(call).body)
+    assert answer.status == 200
+    return call, b"".join(piece for _, piece in answer.pieces)
+
+
+@pytest.mark.parametrize(("provider", "case"), MATRIX)
+def test_the_same_request_twice_gives_the_same_bytes_and_leaves_the_payload_alone(
+    provider: Provider, case: str
+) -> None:
+    model, extra = CASES[case]
+    call = make_call(dict(extra), model=model)
+    before = json.dumps(call.payload)
+    assert provider.request(call) == provider.request(call)
+    assert json.dumps(call.payload) == before
+
+
+@pytest.mark.parametrize(("provider", "case"), MATRIX)
+def test_the_folded_stream_equals_the_unstreamed_answer(provider: Provider, case: str) -> None:
+    call, body = exchange(provider, case, is_stream=False)
+    reply = provider.response(call, OK, body)
+    call, stream = exchange(provider, case, is_stream=True, asks_usage=True)
+    translator = provider.stream(call, OK)
+    folded = fold(run(translator, stream))
+    plain = unfold(reply.body)
+    if not provider.forces_usage if provider.is_same_dialect else False:  # type: ignore[attr-defined]
+        folded["usage"] = plain["usage"]  # the vendor streams usage without being asked; the simulator does not
+    else:
+        assert translator.usage == reply.usage
+        assert reply.usage.is_known == (case != "no usage")
+    assert folded == plain
+    if case == "output cap":
+        assert plain["finish"] == "length"
+    if case == "tool call":
+        assert plain["tools"] == [{"id": plain["tools"][0]["id"], "name": "weather", "arguments": {"city": "example"}}]
+    if case == "json schema":
+        assert json.loads(plain["content"]) == {"n": 1, "s": "example"}
+        assert plain["finish"] == "stop"
+
+
+@pytest.mark.parametrize(("provider", "case"), MATRIX)
+def test_a_stream_cut_at_every_byte_gives_the_same_output(provider: Provider, case: str) -> None:
+    call, stream = exchange(provider, case, is_stream=True)
+    whole = run(provider.stream(call, OK), stream)
+    single = provider.stream(call, OK)
+    assert run(single, *(stream[at : at + 1] for at in range(len(stream)))) == whole
+    step = 1 if provider.name in CLOSELY_CUT and case in ("text", "tool call", "thinking") else 97
+    for at in range(0, len(stream), step):
+        translator = provider.stream(call, OK)
+        assert run(translator, stream[:at], stream[at:]) == whole
+        assert translator.usage == single.usage
+
+
+@pytest.mark.parametrize(("provider", "case"), MATRIX)
+def test_a_truncated_stream_raises_and_never_ends_in_done(provider: Provider, case: str) -> None:
+    call, stream = exchange(provider, case, is_stream=True)
+    end = stream.rindex(b"[DONE]" if provider.is_same_dialect else b'{"type":"message_stop"}')
+    step = 1 if provider.name in CLOSELY_CUT and case == "text" else 41
+    for at in [*range(0, end, step), end]:
+        translator = provider.stream(call, OK)
+        out = translator.feed(stream[:at])
+        with pytest.raises(UpstreamBrokenError):
+            translator.end()
+        with pytest.raises(UpstreamBrokenError):
+            translator.feed(b"data: [DONE]\n\n")
+        assert b"[DONE]" not in out
+        if not provider.is_same_dialect:
+            assert all(chunk["choices"][0]["finish_reason"] is None for chunk in events(out))
+
+
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_usage_is_obtained_and_hidden_from_a_client_who_did_not_ask(provider: Provider) -> None:
+    if provider.is_same_dialect and not provider.forces_usage:  # type: ignore[attr-defined]
+        assert "stream_options" not in json.loads(provider.request(make_call({"stream": True})).body)
+        return
+    call, stream = exchange(provider, "text", is_stream=True)
+    translator = provider.stream(call, OK)
+    assert not any(chunk.get("usage") for chunk in events(run(translator, stream)) if chunk != "[DONE]")
+    assert translator.usage.is_known
+    call, stream = exchange(provider, "text", is_stream=True, asks_usage=True)
+    chunks = list(events(run(provider.stream(call, OK), stream)))
+    assert chunks[-2]["choices"] == []
+    assert chunks[-2]["usage"]["total_tokens"] > 0
+
+
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_content_starts_with_the_first_content_and_not_with_the_role(provider: Provider) -> None:
+    call, stream = exchange(provider, "text", is_stream=True)
+    translator = provider.stream(call, OK)
+    before = stream.index(b'"echo')
+    translator.feed(stream[: stream.rindex(b"\n\n", 0, before) + 2])
+    assert not translator.content_started
+    translator.feed(stream[stream.rindex(b"\n\n", 0, before) + 2 :])
+    assert translator.content_started
+
+
+BODIES = {
+    "html": b"<!DOCTYPE html><html><body><h1>502 Bad Gateway</h1></body></html>",
+    "empty": b"",
+    "null": b"null",
+    "list": b"[]",
+    "text": b"upstream connect error",
+    "string error": b'{"error": "nope"}',
+    "null error": b'{"error": null}',
+    "number": b"3",
+    "truncated": b'{"error": {"mess',
+    "odd types": b'{"error": {"message": [1, {"a": 2}], "type": 5, "code": {}, "param": []}}',
+    "depth bomb": b"[" * 100_000,
+    "bad utf-8": b'{"error": {"message": "\xff\xfe"}}',
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("status", [302, 400, 401, 429, 500, 503, 529, 599])
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_any_error_body_gives_a_valid_openai_error(provider: Provider, status: int, body: bytes) -> None:
+    error = provider.error(make_call(), Head(status), body)
+    assert isinstance(error, ProviderError)
+    assert 400 <= error.status < 600
+    parsed = json.loads(error.body_bytes())["error"]
+    assert set(parsed) == {"message", "type", "param", "code"}
+    assert isinstance(parsed["type"], str)
+    assert isinstance(parsed["code"], str)
+    assert provider.name in parsed["message"]
+    assert "<" not in parsed["message"]
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_a_success_that_is_none_is_an_upstream_error(provider: Provider, body: bytes) -> None:
+    with pytest.raises((UpstreamBrokenError, ProviderError)):
+        provider.response(make_call(), OK, body)
+    translator = provider.stream(make_call({"stream": True}), OK)
+    with pytest.raises((UpstreamBrokenError, ProviderError)):
+        run(translator, body)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_an_error_event_in_a_stream_is_raised_after_the_content_before_it(provider: Provider) -> None:
+    call = make_call({"stream": True}, model="sim-error")
+    stream = b"".join(piece for _, piece in simulate(dialect(provider), provider.request(call).body).pieces)
+    outputs = []
+    for pieces in ([stream], [stream[at : at + 1] for at in range(len(stream))]):
+        translator: StreamTranslator = provider.stream(call, OK)
+        collected: list[bytes] = []
+
+        def drive(translator: StreamTranslator = translator, pieces: list[bytes] = pieces) -> None:
+            for piece in pieces:
+                collected.append(translator.feed(piece))  # noqa: B023
+            translator.end()
+
+        with pytest.raises(ProviderError) as caught:
+            drive()
+        out = b"".join(collected)
+        outputs.append(out)
+        assert translator.error is caught.value
+        assert caught.value.may_be_billed
+        assert b"[DONE]" not in out
+    assert outputs[0] == outputs[1]
+    assert b"echo" in outputs[0]
+
+
+FIELD_VALUES: dict[str, Any] = {
+    "audio": {"voice": "alloy", "format": "mp3"},
+    "frequency_penalty": 0.5,
+    "function_call": {"name": "f"},
+    "functions": [{"name": "f"}],
+    "logit_bias": {"50256": -100},
+    "logprobs": True,
+    "max_completion_tokens": 9,
+    "max_tokens": 9,
+    "messages": USER,
+    "metadata": {"user_id": "u"},
+    "modalities": ["text", "audio"],
+    "model": "x",
+    "moderation": {"model": "omni"},
+    "n": 2,
+    "parallel_tool_calls": False,
+    "prediction": {"type": "content", "content": "x"},
+    "presence_penalty": 0.5,
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"a": 1},
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "low",
+    "response_format": {"type": "json_object"},
+    "safety_identifier": "user-1",
+    "seed": 7,
+    "service_tier": "default",
+    "stop": ["END"],
+    "store": True,
+    "stream": False,
+    "stream_options": {"include_usage": True},
+    "temperature": 0.3,
+    "tool_choice": "auto",
+    "tools": [WEATHER],
+    "top_logprobs": 2,
+    "top_p": 0.9,
+    "user": "user-1",
+    "verbosity": "low",
+    "web_search_options": {},
+}
+
+
+def test_the_field_values_cover_every_openai_field_of_the_installed_sdk() -> None:
+    from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+
+    assert set(CompletionCreateParamsStreaming.__annotations__) | {"messages", "model"} <= OPENAI_CHAT_FIELDS | {
+        "stream"
+    }
+    assert FIELD_VALUES.keys() == OPENAI_CHAT_FIELDS
+
+
+@pytest.mark.parametrize("field", sorted(OPENAI_CHAT_FIELDS))
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_every_openai_field_is_sent_or_refused_by_name_and_dropped_only_by_policy(
+    provider: Provider, field: str
+) -> None:
+    """Promise 18."""
+    payload = {field: FIELD_VALUES[field]}
+    without = json.loads(provider.request(make_call()).body)
+    if field in provider.unsupported:
+        with pytest.raises(BadRequestError) as caught:
+            provider.request(make_call(payload))
+        assert caught.value.param == field
+        assert provider.name in caught.value.message
+        request = provider.request(make_call(payload, drop_params=True))
+        assert request.dropped == (field,)
+        assert json.loads(request.body) == without
+    else:
+        request = provider.request(make_call(payload))
+        assert request.dropped == ()
+        if field not in ("model", "messages", "stream", "stream_options", "parallel_tool_calls", "tool_choice"):
+            assert json.loads(request.body) != without
+
+
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_an_unknown_field_is_passed_in_the_same_dialect_and_refused_elsewhere(provider: Provider) -> None:
+    payload = {"frobnicate": {"a": [1, 2]}}
+    if provider.passes_unknown:
+        assert json.loads(provider.request(make_call(payload)).body)["frobnicate"] == {"a": [1, 2]}
+        return
+    with pytest.raises(BadRequestError) as caught:
+        provider.request(make_call(payload))
+    assert caught.value.param == "frobnicate"
+    assert provider.request(make_call(payload, drop_params=True)).dropped == ("frobnicate",)
+
+
+@pytest.mark.parametrize("field", sorted(SMUGGLING_FIELDS))
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_a_request_cannot_choose_destination_or_credential(provider: Provider, field: str) -> None:
+    """Promise 10. Not even the drop policy lets such a field through unnoticed."""
+    for drop_params in (False, True):
+        with pytest.raises(BadRequestError) as caught:
+            provider.request(make_call({field: "https://evil.example"}, drop_params=drop_params))
+        assert caught.value.param == field
+        assert caught.value.code == "forbidden_parameter"
+
+
+@pytest.mark.parametrize("field", sorted(SMUGGLING_FIELDS))
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_no_field_at_any_depth_reaches_the_path_or_the_headers(provider: Provider, field: str) -> None:
+    tool = {**WEATHER, "function": {**WEATHER["function"], "parameters": {"type": "object", "properties": {field: {}}}}}
+    plain, smuggled = (provider.request(make_call(payload)) for payload in ({}, {"tools": [tool]}))
+    assert (smuggled.path, smuggled.query, smuggled.headers) == (plain.path, plain.query, plain.headers)
+
+
+def test_the_provider_contract_is_checked_when_a_class_is_made() -> None:
+    with pytest.raises(TypeError, match="must be a lower-case name"):
+        type("Nameless", (Provider,), {})
+    with pytest.raises(TypeError, match="does not define request"):
+        type("Silent", (Provider,), {"name": "silent"})
+    functions = dict.fromkeys(("request", "response", "stream", "error"), lambda *_: None)
+    with pytest.raises(TypeError, match="does not say what happens to"):
+        type("Vague", (Provider,), {"name": "vague", **functions})
+    with pytest.raises(TypeError, match="both supported and unsupported"):
+        type("Torn", (Provider,), {"name": "torn", "params": {"n": ""}, "unsupported": {"n": ""}, **functions})
+    for provider in PROVIDERS.values():
+        check_provider(provider)
+
+
+def test_a_provider_is_found_by_name() -> None:
+    assert get_provider("anthropic").name == "anthropic"
+    with pytest.raises(KeyError):
+        get_provider("nobody")
