@@ -142,7 +142,12 @@ class Keys:
         """`forget`, here and in the shared cache. False: the shared cache could not be told, so other replicas may
         use the old row until it is `hard_age_s` old."""
         self.forget(key_hash)
-        return self._shared is None or await self._shared.delete(key_hash)
+        if self._shared is None:
+            return True
+        try:
+            return await self._shared.delete(key_hash)
+        finally:
+            self.forget(key_hash)  # a lookup begun meanwhile may have met the old row in the shared cache
 
     async def aclose(self) -> None:
         """Ends lookups in progress."""

@@ -220,6 +220,23 @@ async def test_another_replica_cannot_write_the_old_row_to_the_shared_cache_eith
         assert (await refusal(keys, token)).code == "key_blocked"
 
 
+async def test_a_lookup_while_the_shared_cache_is_being_told_keeps_nothing_old() -> None:
+    source, clock = Source(), Clock()
+
+    class Slow(Shared):
+        async def delete(self, key_hash: str) -> bool:
+            assert await keys.lookup(token)  # still finds the old row in the shared cache
+            return await super().delete(key_hash)
+
+    keys = make(source, clock, shared_cache=Slow())
+    token = source.add()
+    await keys.lookup(token)
+    source.add(blocked=True)
+    await keys.revoke(hash_key(token))
+    assert keys.cached(token) is None
+    assert (await refusal(keys, token)).code == "key_blocked"
+
+
 async def test_replicas_share_what_one_of_them_read() -> None:
     source, clock, shared = Source(), Clock(), Shared()
     here, there = (make(source, clock, shared_cache=shared) for _ in range(2))
