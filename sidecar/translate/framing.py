@@ -85,6 +85,10 @@ def parse_event(raw: bytes) -> Event:
     """Fields of one event. One space after the colon is dropped; unknown fields, ids and comments are ignored."""
     if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
         return b"", raw[6:-2], raw
+    if raw.startswith(b"event: ") and b"\r" not in raw:
+        end = raw.find(b"\n")
+        if raw.startswith(b"data: ", end + 1) and raw.find(b"\n", end + 1) == len(raw) - 2:
+            return raw[7:end], raw[end + 7 : -2], raw
     name = b""
     content: bytes | None = None
     for line in _LINE_END.split(raw):

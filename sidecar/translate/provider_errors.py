@@ -170,7 +170,8 @@ def make_error(
     if kind == "authentication":
         # The text may quote the credential, and it is the gateway's, not the client's.
         said = "it does not accept the gateway's credential; the gateway's operator has to correct it"
-    message = f"Provider {provider_name} answered {head.status}" + (f": {said}" if said else " without a reason.")
+    did = "reported an error in its answer" if may_be_billed else f"answered {head.status}"
+    message = f"Provider {provider_name} {did}" + (f": {said}" if said else " without a reason.")
     return ProviderError(
         message,
         kind=kind,

@@ -233,6 +233,14 @@ def test_a_success_that_is_none_is_an_upstream_error(provider: Provider, body: b
 
 
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+def test_a_stream_that_ends_properly_but_says_nothing_is_broken(provider: Provider) -> None:
+    """Promise 5."""
+    for body in (b"data: [DONE]\n\n", b'event: message_stop\ndata: {"type":"message_stop"}\n\n', b": ping\n\n"):
+        with pytest.raises(UpstreamBrokenError):
+            run(provider.stream(make_call({"stream": True}), OK), body)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_an_error_event_in_a_stream_is_raised_after_the_content_before_it(provider: Provider) -> None:
     call = make_call({"stream": True}, model="sim-error")
     stream = b"".join(piece for _, piece in simulate(dialect(provider), provider.request(call).body).pieces)

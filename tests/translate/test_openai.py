@@ -205,6 +205,7 @@ def test_a_missing_last_blank_line_is_forgiven_and_nothing_passes_after_the_end(
         (b'data: {"error":{"message":"m","type":"server_error","code":null}}\n\n', "server", 502),
         (b'event: error\ndata: {"error":{"message":"m","code":429}}\n\n', "rate_limit", 429),
         (b'data: {"error":{"message":"m","code":"rate_limit_exceeded"}}\n\n', "rate_limit", 502),
+        (b'data: {"error":{"message":"m","type":"rate_limit_error"}}\n\n', "rate_limit", 429),
         (b'data: {"error":"boom"}\n\n', "server", 502),
         (b'event: error\ndata: {"message":"m"}\n\n', "server", 502),
         (b'data: {"error":{"message":"m","code":"529"},"choices":[]}\n\n', "overloaded", 503),

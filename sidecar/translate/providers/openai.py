@@ -38,7 +38,7 @@ _encode = msgspec.json.encode
 # https://platform.openai.com/docs/api-reference/chat/create#chat-create-max_tokens
 _NEW_CAP = re.compile(r"(?:^|/)(?:o\d|gpt-(?:[5-9]|\d\d))")
 
-_GUARDED_KEYS = (b'"model"', b'"stream"', b'"max_tokens"', b'"max_completion_tokens"', b'"n"')
+_GUARDED_KEY = re.compile(rb'"(?:model|stream|max_tokens|max_completion_tokens|n)"|\\u00')
 
 _CODES: dict[str, ErrorKind] = {
     "context_length_exceeded": "context_window",
@@ -53,6 +53,16 @@ _CODES: dict[str, ErrorKind] = {
     "server_error": "server",
     "overloaded": "overloaded",
     "overloaded_error": "overloaded",
+}
+
+_STATED_STATUS = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "rate_limit_error": 429,
+    "insufficient_quota": 429,
+    "overloaded_error": 529,
 }
 
 
@@ -83,7 +93,8 @@ def edit_body(raw: bytes, changes: Mapping[str, Any], removed: frozenset[str] | 
 
 def _may_repeat_fields(raw: bytes) -> bool:
     """True if a field we decide by may be in the body twice, which providers may read differently than we do."""
-    return b"\\u00" in raw or any(raw.count(key) > 1 for key in _GUARDED_KEYS)
+    found = _GUARDED_KEY.findall(raw)
+    return len(set(found)) != len(found) or b"\\u00" in found
 
 
 class OpenAIDialect(Provider, is_abstract=True):
@@ -196,12 +207,14 @@ class OpenAIDialect(Provider, is_abstract=True):
         return self._error(call, head, error_fields(body), may_be_billed=False)
 
     def _stated_error(self, call: Call, head: Head, error: Any) -> ProviderError:
-        """An error object inside a 200 answer or a stream; its own numeric code is the status it means."""
+        """An error object inside a 200 answer or a stream; its numeric code, or else its type, says the status."""
         fields = error if isinstance(error, dict) else {"message": error}
         code = fields.get("code", fields.get("status"))
         if isinstance(code, str) and code.isascii() and code.isdigit():
             code = int(code[:4])
-        status = code if type(code) is int and 400 <= code < 600 else 502
+        kind = fields.get("type")
+        status = _STATED_STATUS.get(kind, 502) if isinstance(kind, str) else 502
+        status = code if type(code) is int and 400 <= code < 600 else status
         stated = Head(status, head.headers)
         return self._error(call, stated, fields, may_be_billed=True)
 
@@ -239,25 +252,29 @@ class OpenAIStream(StreamTranslator):
     """Passes events on byte for byte, except the usage-only chunk a client did not ask for. The `"usage": null` that
     the forced option adds to the other chunks stays: OpenAI's schema allows it, and no passing byte is rewritten."""
 
-    __slots__ = ("_call", "_is_usage_hidden", "_provider")
+    __slots__ = ("_call", "_has_chunk", "_is_usage_hidden", "_provider")
 
     def __init__(self, provider: OpenAIDialect, call: Call, is_usage_hidden: bool) -> None:
         super().__init__(provider.name)
         self._provider = provider
         self._call = call
         self._is_usage_hidden = is_usage_hidden
+        self._has_chunk = False
 
     def on_event(self, event: Event) -> bytes:
         name, data, raw = event
         if data is None:
             return raw
         if data == b"[DONE]" or data.strip() == b"[DONE]":
+            if not self._has_chunk:
+                raise self.broken("ended the stream without an answer")
             self.is_complete = True
             return raw
         view = decode_chunk(data)
         if view.error is not None or name == b"error":
             stated = view.error if view.error is not None else msgspec.json.decode(data)
             raise self._provider._stated_error(self._call, Head(200), stated)
+        self._has_chunk = True
         usage = view.usage if view.x_groq is None else usage_of(view)
         if usage is not None:
             found = usage_from_openai(usage)
