@@ -122,6 +122,9 @@ class Admission:
         try:
             result = await self._ask(store, exchange_id, claims, tokens, hold_nano, minimum)
         except StoreDownError as error:
+            # It may have been admitted all the same: taken back once the store answers.
+            if len(self._pending) < MAX_PENDING:
+                self._pending[exchange_id] = (0, 0)
             if self._on_store_failure == "closed":
                 raise UnavailableError(
                     "The gateway refused the request: its limit store does not answer. Try again shortly.",

@@ -123,14 +123,14 @@ class RedisStore:
             call = calls[0]
             try:
                 return [
-                    await self._client.evalsha(self._shas[call.script], len(call.keys), *call.keys, *call.args)  # type: ignore[misc]
+                    await self._client.evalsha(self._shas[call.script], len(call.keys), *call.keys, *call.args)
                 ]
             except NoScriptError as error:
                 return [error]
         pipeline = self._client.pipeline(transaction=False)
         for call in calls:
             pipeline.evalsha(self._shas[call.script], len(call.keys), *call.keys, *call.args)
-        return await pipeline.execute(raise_on_error=False)  # type: ignore[no-any-return]
+        return await pipeline.execute(raise_on_error=False)
 
     # the contract -------------------------------------------------------------------------------------------------
 

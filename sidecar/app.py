@@ -1,0 +1,291 @@
+"""The gateway from a configuration: the whole stack in one readable place.
+
+`build_app(config)` gives an ASGI app for all three mounts. Read `build_stack` top to bottom and you have followed a
+request; everything else here makes the collaborators and ties their start and end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, tzinfo
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sidecar.admin import build_admin
+from sidecar.admit import AdmissionPolicy
+from sidecar.asgi import ASGIApp
+from sidecar.config.build import build_catalog, ensure_master_key, global_budgets, global_limits
+from sidecar.config.models import Config
+from sidecar.db import Database
+from sidecar.errors import RefusedError, UnavailableError
+from sidecar.gateway import Gateway, error_response
+from sidecar.identity.keys import Keys
+from sidecar.identity.shared_cache import SharedCache
+from sidecar.identity.table import KeyTable
+from sidecar.limits.admission import Admission
+from sidecar.limits.store import open_store
+from sidecar.limits.windows import BudgetWindow
+from sidecar.metrics import Metrics
+from sidecar.middleware.auth import AuthMiddleware, bearer_token
+from sidecar.middleware.budget import BudgetMiddleware
+from sidecar.middleware.observe import AccessLog, ObserveMiddleware
+from sidecar.middleware.rate_limit import RateLimitMiddleware
+from sidecar.middleware.route import RouteMiddleware
+from sidecar.middleware.spend import SpendMiddleware
+from sidecar.middleware.translate import TranslateMiddleware
+from sidecar.middleware.upstream import UpstreamProxy
+from sidecar.routing.catalog import Catalog
+from sidecar.routing.health import Health
+from sidecar.spend.journal import Journal
+from sidecar.spend.ledger import Ledger
+from sidecar.spend.recorder import Recorder
+from sidecar.types import SpendRecord
+from sidecar.upstream.base import Transport
+
+LEASE_S = 10.0
+_LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+def build_stack(
+    *,
+    metrics: Metrics,
+    access_log: AccessLog | None,
+    keys: Keys | None,
+    policy: AdmissionPolicy,
+    recorder: Recorder,
+    catalog: Catalog,
+    health: Health,
+    retries: int,
+    transport: Transport,
+) -> ASGIApp:
+    """A request's way, from the client down to the provider."""
+    app: ASGIApp = UpstreamProxy(transport=transport)
+    app = TranslateMiddleware(app)
+    app = RouteMiddleware(app, catalog=catalog, retries=retries, health=health)
+    app = SpendMiddleware(app, recorder=recorder)
+    app = BudgetMiddleware(app, policy=policy)
+    app = RateLimitMiddleware(app, policy=policy)
+    if keys is not None:
+        app = AuthMiddleware(app, keys=keys)
+    return ObserveMiddleware(app, metrics=metrics, access_log=access_log)
+
+
+def build_app(config: Config, *, migrate: bool = False, env: Mapping[str, str] | None = None) -> Gateway:
+    """`migrate=True` brings the database to the current schema at start; without it another schema is a clear 503."""
+    catalog = build_catalog(config, os.environ if env is None else env)
+    metrics = Metrics()
+    database = Database(config.store.database_url.reveal())
+    table = KeyTable(database)
+    ledger = Ledger(database)
+    recorder = Recorder(
+        Journal(config.store.journal_dir, durability=config.store.durability),
+        ledger,
+        sinks=_sinks(config),
+        interval_s=config.spend.flush_s,
+    )
+    redis_url = config.store.redis_url.reveal() if config.store.redis_url is not None else None
+    keys: Keys | None = None
+    if config.auth != "none":
+        master_key, made = ensure_master_key(config)
+        if made is not None:
+            print(f"A master key was made; it stands in {made}", file=sys.stderr)  # noqa: T201
+        cache = _shared_cache(redis_url) if redis_url is not None else None
+        keys = Keys(
+            table, master_key=master_key, clock=time.time, shared_cache=cache, hard_age_s=config.auth.key_cache_s
+        )
+    seed = _LedgerSeed(recorder, ledger)
+    admission = Admission(
+        open_store(redis_url or "memory://", deadline_s=config.store.deadline_s),
+        global_limits=global_limits(config),
+        global_budgets=global_budgets(config),
+        timezone=_zone(config.budget.timezone),
+        on_store_failure=config.store.on_failure,
+        seed=seed,
+        lease_s=LEASE_S,
+    )
+    policy = AdmissionPolicy(
+        admission,
+        catalog,
+        unpriced=config.budget.unpriced,
+        no_max_tokens=config.budget.no_max_tokens,
+        default_output_tokens=config.budget.default_output_tokens,
+        has_global_budget=config.budget.max_usd is not None,
+    )
+    transport = _transport(config)
+    stack = build_stack(
+        metrics=metrics,
+        access_log=_access_log if config.log.access else None,
+        keys=keys,
+        policy=policy,
+        recorder=recorder,
+        catalog=catalog,
+        health=Health(config.routing.cooldown_s),
+        retries=config.routing.retries,
+        transport=transport,
+    )
+    routes = [Route(path, _Models(catalog, keys), methods=["GET"]) for path in ("/v1/models", "/models")]
+    if keys is not None:
+        routes += build_admin(
+            keys=keys,
+            table=table,
+            ledger=ledger,
+            admission=admission,
+            clock=time.time,
+            random_bytes=secrets.token_bytes,
+        )
+    ticker = _Ticker(admission, recorder)
+
+    async def open_database() -> None:
+        if migrate:
+            await database.migrate()
+        elif not await database.schema_is_current():
+            raise UnavailableError(
+                "The gateway is not ready: its database has another schema version. "
+                "Run `sidecar serve` once, or pass migrate=True.",
+                code="schema_version",
+            )
+
+    closers = [database.aclose, transport.aclose, admission.aclose, recorder.aclose, ticker.aclose]
+    if keys is not None:
+        closers.append(keys.aclose)
+    return Gateway(
+        stack,
+        routes,
+        render_metrics=metrics.render,
+        starters=[open_database, recorder.start, ticker.start],
+        closers=closers,
+        allowed_hosts=_LOOPBACK_NAMES if keys is None else None,
+        grace_s=config.server.grace_s,
+    )
+
+
+class _LedgerSeed:
+    """What was spent in a budget window, summed from the ledger after everything journalled has been shipped."""
+
+    def __init__(self, recorder: Recorder, ledger: Ledger) -> None:
+        self._recorder = recorder
+        self._ledger = ledger
+
+    async def __call__(self, windows: Sequence[BudgetWindow]) -> Mapping[str, int]:
+        await self._recorder.flush()
+        sums: dict[str, int] = {}
+        for window in windows:
+            if window.kind == "key":
+                sums[window.key] = await self._ledger.sum_nano(window.scope_id, window.start_at, window.end_at)
+            else:
+                sums[window.key] = await self._ledger.sum_all(window.start_at, window.end_at)
+        return sums
+
+
+class _Ticker:
+    """Renews leases and writes the rows of silent owners' holds, every third of a lease."""
+
+    def __init__(self, admission: Admission, recorder: Recorder) -> None:
+        self._admission = admission
+        self._recorder = recorder
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            for hold in await self._admission.tick():
+                record = SpendRecord(
+                    exchange_id=hold.exchange_id,
+                    attempt=1,
+                    revision=0,
+                    at=hold.at,
+                    key_hash="",
+                    status="unknown",
+                    outcome="incomplete",
+                    cost_nano=hold.hold_nano,
+                )
+                await self._recorder.silent(record)
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+
+
+class _Models:
+    """GET /v1/models: what the caller may use."""
+
+    def __init__(self, catalog: Catalog, keys: Keys | None) -> None:
+        self._catalog = catalog
+        self._keys = keys
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await (await self._answer(Request(scope, receive)))(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        names = self._catalog.names
+        if self._keys is not None:
+            try:
+                identity = await self._keys.lookup(bearer_token(request.scope))
+            except RefusedError as error:
+                return error_response(error)
+            names = tuple(name for name in names if identity.may_call(name))
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "sidecar"} for name in names]
+        return Response(msgspec.json.encode({"object": "list", "data": data}), media_type="application/json")
+
+
+def _transport(config: Config) -> Transport:
+    settings = config.upstream
+    if settings.http2 or settings.proxy is not None or settings.client_cert is not None:
+        from sidecar.upstream.httpx2_transport import Httpx2Transport
+
+        cert = (settings.client_cert, settings.client_key or "") if settings.client_cert is not None else None
+        return Httpx2Transport(
+            ca_file=settings.ca_file,
+            http2=settings.http2,
+            proxy=settings.proxy.reveal() if settings.proxy is not None else None,
+            client_cert=cert,
+            max_idle=settings.max_idle,
+            idle_s=settings.idle_s,
+        )
+    from sidecar.upstream.httptools_transport import HttptoolsTransport
+
+    return HttptoolsTransport(ca_file=settings.ca_file, max_idle=settings.max_idle, idle_s=settings.idle_s)
+
+
+def _shared_cache(url: str) -> SharedCache:
+    from redis.asyncio import Redis
+
+    from sidecar.identity.shared_cache import RedisSharedCache
+
+    return RedisSharedCache(Redis.from_url(url), clock=time.time)
+
+
+def _sinks(config: Config) -> list[Any]:
+    if config.spend.jsonl is None:
+        return []
+    from sidecar.spend.sinks.jsonl import JsonlSink
+
+    return [JsonlSink(config.spend.jsonl)]
+
+
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC
+    from zoneinfo import ZoneInfo
+
+    return ZoneInfo(name)
+
+
+def _access_log(line: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+    sys.stdout.buffer.flush()
