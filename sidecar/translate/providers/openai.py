@@ -38,7 +38,7 @@ _encode = msgspec.json.encode
 # https://platform.openai.com/docs/api-reference/chat/create#chat-create-max_tokens
 _NEW_CAP = re.compile(r"(?:^|/)(?:o\d|gpt-(?:[5-9]|\d\d))")
 
-_GUARDED_KEY = re.compile(rb'"(?:model|stream|max_tokens|max_completion_tokens|n)"|\\u00')
+_GUARDED_KEY = re.compile(rb'"(?:model|stream|max_tokens|max_completion_tokens|n)"')
 
 _CODES: dict[str, ErrorKind] = {
     "context_length_exceeded": "context_window",
@@ -94,7 +94,7 @@ def edit_body(raw: bytes, changes: Mapping[str, Any], removed: frozenset[str] | 
 def _may_repeat_fields(raw: bytes) -> bool:
     """True if a field we decide by may be in the body twice, which providers may read differently than we do."""
     found = _GUARDED_KEY.findall(raw)
-    return len(set(found)) != len(found) or b"\\u00" in found
+    return len(set(found)) != len(found) or b"\\u00" in raw
 
 
 class OpenAIDialect(Provider, is_abstract=True):
@@ -117,7 +117,7 @@ class OpenAIDialect(Provider, is_abstract=True):
         changes: dict[str, Any] = {}
         removed: set[str] = set()
         dropped: list[str] = []
-        for name in self.unsupported.keys() & payload.keys():
+        for name in self.unsupported.keys() & payload.keys() if self.unsupported else ():
             value = payload[name]
             if is_neutral(name, value):
                 removed.add(name)
