@@ -1,0 +1,200 @@
+"""The database behind keys and ledger: URL → async engine, schema check, migration.
+
+Neighbours: `schema.py` (tables), `partitions.py`, `migrations/`. Rules: nothing here runs on the path of a request;
+SQLAlchemy is imported when the engine is first used, Alembic only if the schema is not current.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidecar.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+BUSY_TIMEOUT_S = 10.0
+_ADVISORY_LOCK = 0x51DECA5
+
+
+class Database:
+    """`url` as users write it: `sqlite:///relative`, `sqlite:////absolute`, `postgresql://user:password@host/name`
+    (also `postgres://`, with libpq's `sslmode`). Raises `ValueError` for any other, naming the fix."""
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time, pool_size: int = 5) -> None:
+        scheme = url.partition("://")[0].partition("+")[0].lower()
+        if scheme not in ("sqlite", "postgresql", "postgres") or "://" not in url:
+            raise ValueError("the database URL has to begin with sqlite:/// or postgresql://")
+        self.dialect = "sqlite" if scheme == "sqlite" else "postgresql"
+        self._url = url
+        self._clock = clock
+        self._pool_size = pool_size
+        self._engine: AsyncEngine | None = None
+
+    def __repr__(self) -> str:
+        return f"Database({self.dialect})"
+
+    @property
+    def engine(self) -> AsyncEngine:
+        if self._engine is None:
+            self._engine = self._make_engine()
+        return self._engine
+
+    async def connect(self) -> None:
+        """Raises `UnavailableError` if the database does not answer."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            async with self.engine.connect() as connection:
+                await connection.exec_driver_sql("SELECT 1")
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise UnavailableError(
+                "The gateway's database does not answer.", code="database_unavailable", retry_after_s=1.0
+            ) from error
+
+    async def schema_is_current(self) -> bool:
+        """True if the newest migration is applied. One cheap query."""
+        from sidecar.db.schema import HEAD
+
+        async with self.engine.connect() as connection:
+            return await _version(connection) == HEAD
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date; any number of processes may do so at once. Also makes the ledger's next
+        partitions."""
+        if not await self.schema_is_current():
+            if self.dialect == "sqlite":
+                await self._migrate_sqlite()
+            else:
+                await self._migrate_postgresql()
+        await self.make_partitions()
+
+    async def make_partitions(self) -> None:
+        """The ledger's partitions of this month and the next ones, where the database has partitions."""
+        if self.dialect != "postgresql":
+            return
+        from sidecar.db.partitions import make_partitions, missing_partitions
+
+        now = self._clock()
+        async with self.engine.begin() as connection:
+            if not await missing_partitions(connection, now):
+                return
+            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+            await make_partitions(connection, now)
+
+    async def aclose(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
+
+    async def _migrate_sqlite(self) -> None:
+        async with self.engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await _set_wal(connection)
+            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            try:
+                await connection.run_sync(_upgrade)
+            except BaseException:
+                await connection.exec_driver_sql("ROLLBACK")
+                raise
+            await connection.exec_driver_sql("COMMIT")
+
+    async def _migrate_postgresql(self) -> None:
+        async with self.engine.begin() as connection:
+            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+            await connection.run_sync(_upgrade)
+
+    def _make_engine(self) -> AsyncEngine:
+        import sqlalchemy as sa
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        url = _driver_url(sa.make_url(_known_scheme(self._url)))
+        if self.dialect == "postgresql":
+            return create_async_engine(
+                url,
+                pool_size=self._pool_size,
+                max_overflow=self._pool_size,
+                pool_pre_ping=True,
+                pool_timeout=BUSY_TIMEOUT_S,
+                connect_args={"timeout": BUSY_TIMEOUT_S, "command_timeout": 60.0},
+            )
+        if url.database and url.database != ":memory:":
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+        sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        return engine
+
+
+async def migrate(url: str) -> None:
+    """`Database(url).migrate()`, closed again."""
+    database = Database(url)
+    try:
+        await database.migrate()
+    finally:
+        await database.aclose()
+
+
+def _known_scheme(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{'sqlite' if scheme.lower().startswith('sqlite') else 'postgresql'}://{rest}"
+
+
+def _driver_url(url: URL) -> URL:
+    """The async driver for the database, with libpq's `sslmode` in the driver's word."""
+    if url.drivername == "sqlite":
+        return url.set(drivername="sqlite+aiosqlite")
+    url = url.set(drivername="postgresql+asyncpg")
+    if "sslmode" in url.query:
+        mode = url.query["sslmode"]
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    return url
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+    cursor.execute("PRAGMA synchronous = FULL")  # a shipped journal segment is deleted: the commit has to be on disk
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+async def _set_wal(connection: AsyncConnection) -> None:
+    """WAL is a property of the file. Switching takes a lock that does not wait, so several starters try in turn."""
+    from sqlalchemy.exc import OperationalError
+
+    for attempt in range(100):
+        try:
+            await connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            return
+        except OperationalError:
+            if attempt == 99:
+                raise
+            await asyncio.sleep(0.05)
+
+
+async def _version(connection: AsyncConnection) -> str | None:
+    """The applied migration, `None` on an empty database."""
+    if connection.dialect.name == "sqlite":
+        query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
+    else:
+        query = "SELECT to_regclass('alembic_version')::text"
+    if (await connection.exec_driver_sql(query)).scalar() is None:
+        return None
+    found = (await connection.exec_driver_sql("SELECT version_num FROM alembic_version")).scalar()
+    return None if found is None else str(found)
+
+
+def _upgrade(connection: Any) -> None:
+    """Run under the lock: whoever comes second finds nothing left to do."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

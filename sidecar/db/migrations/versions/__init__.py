@@ -1,0 +1,1 @@
+"""One file per step, named `NNNN_what.py`; never changed once released."""
