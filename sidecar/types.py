@@ -1,7 +1,8 @@
 """Frozen values every layer shares: who calls, what may be called, what it used and what it cost.
 
 Layer 0: standard library only, no behaviour beyond small pure methods. Money is integer nano-dollars (`*_nano`) or
-`Decimal` USD (`*_usd`); durations are seconds (`*_s`); instants are Unix seconds (`*_at`). `None` means unknown, never 0.
+`Decimal` USD (`*_usd`); durations are seconds (`*_s`); instants are Unix seconds (`*_at`). `None` means unknown,
+never 0.
 """
 
 from __future__ import annotations

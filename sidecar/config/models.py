@@ -51,8 +51,8 @@ class _Strict(BaseModel):
 
 class ServerSettings(_Strict):
     host: str = "127.0.0.1"
-    port: int = Field(4000, ge=0, le=65535)
-    workers: int = Field(1, ge=1, le=64)
+    port: int = Field(default=4000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
     grace_s: Seconds = 30.0
 
 
@@ -101,12 +101,12 @@ class DeploymentSettings(_Strict):
     model: Name
     api_key: SecretField | None = None
     base_url: str | None = None
-    weight: float = Field(1.0, gt=0, le=1_000_000, allow_inf_nan=False)
-    order: int = Field(1, ge=1, le=1000)
+    weight: float = Field(default=1.0, gt=0, le=1_000_000, allow_inf_nan=False)
+    order: int = Field(default=1, ge=1, le=1000)
     limits: LimitSettings = LimitSettings()
     price: PriceSettings | Literal["free"] | None = None
     timeouts: TimeoutSettings = TimeoutSettings()
-    max_output_tokens: int | None = Field(None, ge=1, le=10_000_000)
+    max_output_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
     params: dict[str, Any] = {}
     headers: dict[str, str] = {}
     drop_params: bool = False
@@ -119,7 +119,7 @@ class ModelSettings(_Strict):
 
 class RoutingSettings(_Strict):
     strategy: Literal["weighted"] = "weighted"
-    retries: int = Field(2, ge=0, le=10)
+    retries: int = Field(default=2, ge=0, le=10)
     cooldown_s: Seconds = 5.0
     fallbacks: dict[Name, list[Name]] = {}
     aliases: dict[Name, Name] = {}
@@ -131,7 +131,7 @@ class BudgetSettings(_Strict):
     duration: Duration | None = None
     unpriced: Literal["refuse", "flag"] = "refuse"
     no_max_tokens: Literal["cap", "refuse"] = "cap"
-    default_output_tokens: int = Field(4096, ge=1, le=10_000_000)
+    default_output_tokens: int = Field(default=4096, ge=1, le=10_000_000)
 
 
 class SpendSettings(_Strict):
@@ -150,7 +150,7 @@ class UpstreamSettings(_Strict):
     client_key: str | None = None
     http2: bool = False
     proxy: SecretField | None = None
-    max_idle: int = Field(128, ge=1, le=10_000)
+    max_idle: int = Field(default=128, ge=1, le=10_000)
     idle_s: Seconds = 30.0
 
 
@@ -178,6 +178,8 @@ class Config(BaseSettings):
     upstream: UpstreamSettings = UpstreamSettings()
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> tuple[Any, ...]:
+    def settings_customise_sources(
+        cls, settings_cls: Any, init_settings: Any, env_settings: Any, dotenv_settings: Any, file_secret_settings: Any
+    ) -> tuple[Any, ...]:
         # The loader merges file and environment itself, so that errors can say which of them is wrong.
         return (init_settings,)

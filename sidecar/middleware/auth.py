@@ -44,7 +44,7 @@ def bearer_token(scope: Scope) -> str:
                 raise AuthenticationError(
                     "The gateway refused the request: send the key as 'Authorization: Bearer sk-…'."
                 )
-            return token.strip().decode("latin-1")
+            return str(token.strip(), "latin-1")
         if name in (b"x-api-key", b"api-key"):
             fallback = value
     if fallback is None:

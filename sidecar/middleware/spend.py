@@ -50,11 +50,20 @@ class Recorder(Protocol):
 
 class SpendMiddleware:
     """Writes one row per attempt. `x-sidecar-cost-usd` is on unstreamed answers; a client that sends
-    `x-sidecar-cost: trailer` gets the cost of a stream as an SSE comment after the end event."""
+    `x-sidecar-cost: trailer` gets the cost of a stream as an SSE comment after the end event. `deployment` says what an
+    endpoint of your own is and costs, when no Route, Translate or UpstreamProxy below announces its attempts."""
 
-    def __init__(self, app: ASGIApp, *, recorder: Recorder, applies: Applies = is_chat) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        recorder: Recorder,
+        deployment: Deployment | None = None,
+        applies: Applies = is_chat,
+    ) -> None:
         self.app = app
         self.recorder = recorder
+        self.deployment = deployment
         self.applies = applies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

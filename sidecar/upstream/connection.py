@@ -66,10 +66,8 @@ class Connection(asyncio.Protocol):
             self._parser.feed(data)
         except ParseError as error:
             self.is_reusable = False
-            if answer.is_complete:
-                self.close()
-            else:
-                answer.fail(UpstreamBrokenError(f"The provider's answer is not proper HTTP ({error})."))
+            answer.fail(UpstreamBrokenError(f"The provider's answer is not proper HTTP ({error})."))
+            self.close()
 
     def eof_received(self) -> bool:
         return False
