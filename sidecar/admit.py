@@ -150,7 +150,7 @@ async def settle(exchange: Exchange, policy: AdmissionPolicy) -> None:
             tokens = None
             break
     cost: int | None = exchange.cost_nano
-    if not exchange.attempts and exchange.answer_started and exchange.status < 400:
+    if not exchange.attempts and exchange.status < 400:
         # An endpoint of a host app below us: what the tap saw is all there is; nothing seen charges the hold.
         seen = exchange.seen_usage
         tokens = seen.total if seen.is_known else None

@@ -327,7 +327,6 @@ class Tap:
             if message["status"] < 400:
                 self._sniffer = UsageSniffer(is_stream=is_event_stream(message["headers"]))
             if attempt is not None:
-                attempt.is_sent = True
                 attempt.status = message["status"]
                 if attempt.first_byte_at is None:
                     attempt.first_byte_at = exchange.now()

@@ -59,7 +59,8 @@ class Attempt:
     status: int = 0
     first_byte_at: float | None = None
     ended_at: float | None = None
-    is_sent: bool = False
+    is_sent: bool = True
+    """False once it is certain that nothing was dispatched."""
     is_complete: bool = False
     error: UpstreamError | None = None
     dropped: tuple[str, ...] = ()

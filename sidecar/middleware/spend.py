@@ -78,7 +78,7 @@ class SpendMiddleware:
                 await read_body(scope, exchange)
                 exchange.before_attempt.append(self._before_attempt)
                 if self.deployment is not None and not exchange.attempts:
-                    (await exchange.begin_attempt(self.deployment)).is_sent = True
+                    await exchange.begin_attempt(self.deployment)
             except RefusedError as error:
                 await refuse(exchange, error, send)
                 return

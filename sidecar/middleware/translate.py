@@ -89,7 +89,11 @@ class TranslateMiddleware:
             drop_params=deployment.drop_params,
             max_output_tokens=deployment.max_output_tokens,
         )
-        request = provider.request(call)
+        try:
+            request = provider.request(call)
+        except RefusedError:
+            attempt.is_sent = False
+            raise
         attempt.dropped = request.dropped
         path = request.path
         below = dict(scope)
@@ -188,6 +192,8 @@ class _Answer:
         if more:
             if out:
                 await self._emit(out, True)
+            if stream.error is not None:
+                raise stream.error
             return
         out += stream.end()
         attempt.usage = stream.usage

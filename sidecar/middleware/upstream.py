@@ -192,7 +192,6 @@ class UpstreamProxy:
         try:
             try:
                 guard.is_waiting = True
-                attempt.is_sent = True
                 answer = await self.transport.send(request)
                 guard.is_waiting = False
                 attempt.status = answer.status
@@ -214,10 +213,12 @@ class UpstreamProxy:
                         break
             except UpstreamError as error:
                 guard.is_waiting = False
-                if not error.may_be_billed:
-                    attempt.is_sent = False
+                attempt.is_sent = error.may_be_billed
                 if not exchange.client_left:
                     raise
+            except RefusedError:
+                attempt.is_sent = False
+                raise
             except asyncio.CancelledError:
                 if not guard.was_used(asyncio.current_task()):
                     raise

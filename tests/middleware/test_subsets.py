@@ -41,6 +41,7 @@ GOOD = {"authorization": "Bearer sk-good", "content-type": "application/json"}
 
 class Stack:
     def __init__(self, names: tuple[str, ...], speaker: Speaker) -> None:
+        self.names = names
         self.rows = Rows()
         self.policy = make_policy()
         catalog = Catalog([DEPLOYMENT])
@@ -60,7 +61,8 @@ class Stack:
             case "budget":
                 return BudgetMiddleware(app, policy=self.policy)
             case "spend":
-                return SpendMiddleware(app, recorder=self.rows, deployment=DEPLOYMENT)
+                announced = "route" in self.names or "translate" in self.names
+                return SpendMiddleware(app, recorder=self.rows, deployment=None if announced else DEPLOYMENT)
             case "route":
                 return RouteMiddleware(app, catalog=catalog)
             case _:
