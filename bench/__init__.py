@@ -1,0 +1,1 @@
+"""Benchmarks: what the gateway costs, measured by CPU time of its process so that a noisy machine matters little."""
