@@ -47,8 +47,19 @@ class _Row:
     """A tier as integers: atto-dollars per token of each class."""
 
     __slots__ = (
-        "above", "input", "read", "write", "write_1h", "audio_in", "image_in", "output", "reasoning", "audio_out",
-        "image_out", "dear_in", "dear_out",
+        "above",
+        "audio_in",
+        "audio_out",
+        "dear_in",
+        "dear_out",
+        "image_in",
+        "image_out",
+        "input",
+        "output",
+        "read",
+        "reasoning",
+        "write",
+        "write_1h",
     )  # fmt: skip
 
     def __init__(self, above: int, rates: Rates) -> None:
