@@ -179,10 +179,11 @@ class _LedgerSeed:
         await self._recorder.flush()
         sums: dict[str, int] = {}
         for window in windows:
+            until_at = window.end_at if window.end_at != float("inf") else None
             if window.kind == "key":
-                sums[window.key] = await self._ledger.sum_nano(window.scope_id, window.start_at, window.end_at)
+                sums[window.key] = await self._ledger.sum_nano(window.scope_id, window.start_at, until_at)
             else:
-                sums[window.key] = await self._ledger.sum_all(window.start_at, window.end_at)
+                sums[window.key] = await self._ledger.sum_all(window.start_at, until_at)
         return sums
 
 

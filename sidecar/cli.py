@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from sidecar.config import Config
     from sidecar.gateway import Gateway
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="An LLM gateway as a stack of ASGI middlewares.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="An LLM gateway as a stack of ASGI middlewares.",
+)
 keys = typer.Typer(no_args_is_help=True, help="Virtual keys, through the admin API of a running gateway.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 app.add_typer(keys, name="keys")

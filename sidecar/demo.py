@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
@@ -64,7 +63,7 @@ async def _demo(console: Console, folder: Path) -> None:
     async with serve(provider) as provider_url:
         file = folder / "sidecar.yaml"
         file.write_text(CONFIG.format(master_key=master_key, folder=folder, provider=provider_url))
-        gateway = build_app(load_config(file, {}))
+        gateway = build_app(load_config(file, {}), migrate=True)
         async with serve(gateway) as url:
             console.rule("[bold]sidecar: an LLM gateway as a stack of ASGI middlewares")
             console.print(f"gateway {url}   simulated Anthropic provider {provider_url}   database SQLite in {folder}")
@@ -87,7 +86,12 @@ async def _tour(console: Console, url: str, master_key: str, seen: list[tuple[st
     console.rule("2  a plain chat completion, OpenAI format in, Anthropic format out")
     raw = await client.chat.completions.with_raw_response.create(**ask)  # type: ignore[call-overload]
     answer = raw.parse()
-    _side_by_side(console, ("client sent", ask), ("provider got", seen[-1][1]), ("client received", answer.model_dump(exclude_none=True)))
+    _side_by_side(
+        console,
+        ("client sent", ask),
+        ("provider got", seen[-1][1]),
+        ("client received", answer.model_dump(exclude_none=True)),
+    )
     console.print(f"  x-sidecar-cost-usd: [bold]{raw.headers['x-sidecar-cost-usd']}[/]")
 
     console.rule("3  streamed")
@@ -97,13 +101,20 @@ async def _tour(console: Console, url: str, master_key: str, seen: list[tuple[st
     async for chunk in stream:
         pieces += [c.delta.content for c in chunk.choices if c.delta.content]
         usage = chunk.usage or usage
-    console.print(f"  {len(pieces)} pieces: {'·'.join(pieces)!r}\n  usage {usage.model_dump(exclude_none=True) if usage else None}")
+    console.print(
+        f"  {len(pieces)} pieces: {'·'.join(pieces)!r}\n  usage {usage.model_dump(exclude_none=True) if usage else None}"
+    )
 
     console.rule("4  a tool call")
     ask_tool = {**ask, "model": "claude-tools", "tools": [WEATHER]}
     answer = await client.chat.completions.create(**ask_tool)  # type: ignore[call-overload]
     call = answer.choices[0].message.tool_calls[0].model_dump()
-    _side_by_side(console, ("client sent (tool)", WEATHER), ("provider got (tool)", seen[-1][1]["tools"][0]), ("client received", call))
+    _side_by_side(
+        console,
+        ("client sent (tool)", WEATHER),
+        ("provider got (tool)", seen[-1][1]["tools"][0]),
+        ("client received", call),
+    )
 
     console.rule("5  on until the rate limit refuses (rpm_limit 6)")
     refusal = await _until_refused(client, ask, RateLimitError)
@@ -123,7 +134,8 @@ async def _tour(console: Console, url: str, master_key: str, seen: list[tuple[st
 
 async def _mint(admin: httpx2.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
     answer = await admin.post("/key/generate", json=body)
-    answer.raise_for_status()
+    if answer.status_code != 200:
+        raise SystemExit(answer.text)
     return answer.json()  # type: ignore[no-any-return]
 
 
@@ -138,7 +150,9 @@ async def _until_refused(client: Any, ask: dict[str, Any], refusal: type[Excepti
 
 def _refusal(console: Console, error: Any) -> None:
     retry = error.response.headers.get("retry-after")
-    console.print(f"  [red]{error.status_code}[/] {type(error).__name__}: {error.body['message']}  retry-after: {retry}")
+    console.print(
+        f"  [red]{error.status_code}[/] {type(error).__name__}: {error.body['message']}  retry-after: {retry}"
+    )
 
 
 async def _ledger(console: Console, admin: httpx2.AsyncClient, alias: str, token: str) -> None:
@@ -155,18 +169,25 @@ async def _ledger(console: Console, admin: httpx2.AsyncClient, alias: str, token
     for row in rows:
         table.add_row(
             row["exchange_id"], row["model"], row["status"], str(row["prompt_tokens"]), str(row["completion_tokens"]),
-            str(row["spend"]),
+            f"{Decimal(str(row['spend'])):f}",
         )  # fmt: skip
     console.print(table)
     agrees = total == spend
-    console.print(f"  sum of rows [bold]{total}[/]   key's spend [bold]{spend}[/]   {'equal' if agrees else 'DIFFERENT'}")
+    console.print(
+        f"  sum of rows [bold]{total}[/]   key's spend [bold]{spend}[/]   {'equal' if agrees else 'DIFFERENT'}"
+    )
     if not agrees:
         raise SystemExit(1)
 
 
 def _side_by_side(console: Console, *sides: tuple[str, Any]) -> None:
-    panels = [
-        Panel(Syntax(json.dumps(value, indent=1, ensure_ascii=False), "json", word_wrap=True), title=title)
-        for title, value in sides
-    ]
-    console.print(Columns(panels, equal=True, expand=True))
+    grid = Table.grid(expand=True)
+    for _ in sides:
+        grid.add_column(ratio=1)
+    grid.add_row(
+        *(
+            Panel(Syntax(json.dumps(value, indent=1, ensure_ascii=False), "json", word_wrap=True), title=title)
+            for title, value in sides
+        )
+    )
+    console.print(grid)

@@ -1,0 +1,377 @@
+"""The journal and what ships it: rows survive dead databases, full disks and cancelled callers; intents become rows."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.errors import UnavailableError
+from sidecar.spend.journal import Journal
+from sidecar.spend.recorder import Recorder
+from sidecar.types import SpendRecord, Usage
+from tests.spend.rows import MemoryLedger, exchange_id, held, row
+
+pytestmark = pytest.mark.anyio
+DURABILITIES = ("process", "disk")
+
+
+def recorder(folder: Path, ledger: MemoryLedger, **options: Any) -> Recorder:
+    """One that ships only when told to."""
+    return Recorder(Journal(folder, **options), ledger, interval_s=3600, adopt_s=3600)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def died(folder: Path, *records: tuple[str, SpendRecord]) -> None:
+    """Leave in `folder` what a process that wrote these intents ("I") and records ("R") and was killed leaves."""
+    journal = Journal(folder)
+    for letter, record in records:
+        await (journal.intent if letter == "I" else journal.record)(record)
+    os.close(journal._lock)
+    os.close(journal._fd)
+
+
+@pytest.mark.parametrize("durability", DURABILITIES)
+async def test_a_row_goes_through_the_journal_into_the_ledger_and_leaves_no_file(
+    tmp_path: Path, durability: str
+) -> None:
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger, durability=durability)
+    await asyncio.gather(*(rows.intent(held(row(n))) for n in range(50)))
+    await asyncio.gather(*(rows.record(row(n)) for n in range(50)))
+    await rows.flush()
+    assert ledger.records == [row(n) for n in range(50)]
+    await rows.aclose()
+    assert files(tmp_path) == []
+
+
+async def test_all_callers_of_one_tick_share_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    await journal.intent(held(row(0)))
+    writes: list[int] = []
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: (writes.append(1), real(fd, data))[1])
+    await asyncio.gather(*(journal.intent(held(row(n))) for n in range(1, 33)))
+    assert sum(writes) <= 2  # the event loop wakes itself with at most one more
+    monkeypatch.undo()
+    await journal.aclose()
+
+
+async def test_an_intent_is_on_disk_when_it_returns(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    await journal.intent(held(row(1)))
+    (segment,) = tmp_path.glob("*.seg")
+    assert exchange_id(1).encode() in segment.read_bytes()
+    await journal.aclose()
+
+
+async def test_an_intent_left_open_becomes_an_unknown_row_at_the_held_cost(tmp_path: Path) -> None:
+    await died(tmp_path, ("I", held(row(1), 777)), ("I", held(row(2), 888)), ("R", row(2)))
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    await rows.flush()
+    assert ledger.records == [held(row(1), 777), row(2)]
+    await rows.aclose()
+    assert files(tmp_path) == []
+
+
+async def test_open_intents_move_on_when_their_segment_is_shipped_and_deleted(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    await rows.intent(held(row(1), 777))
+    for number in range(2, 6):
+        await rows.intent(held(row(number)))
+        await rows.record(row(number))
+        await rows.flush()
+    assert len(list(tmp_path.glob("*.seg"))) == 1
+    assert ledger.records == [row(number) for number in range(2, 6)]
+    await rows.aclose()
+    heir = recorder(tmp_path, ledger)
+    await heir.flush()
+    assert ledger.records[0] == held(row(1), 777)
+    await heir.aclose()
+    assert files(tmp_path) == []
+
+
+async def test_a_living_process_is_never_adopted(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    living, other = recorder(tmp_path, ledger), recorder(tmp_path, ledger)
+    await living.intent(held(row(1)))
+    await other.flush()
+    assert ledger.records == []
+    await living.record(row(1))
+    await living.aclose()
+    await other.aclose()
+    assert ledger.records == [row(1)]
+
+
+async def test_several_adopters_at_once_write_each_row_once(tmp_path: Path) -> None:
+    for dead in range(6):
+        await died(tmp_path, *(("I" if n % 3 else "R", row(100 * dead + n)) for n in range(20)))
+    ledger = MemoryLedger()
+    heirs = [recorder(tmp_path, ledger) for _ in range(4)]
+    await asyncio.gather(*(heir.flush() for heir in heirs))
+    assert len(ledger.records) == 120
+    assert sum(ledger.batches) == 120
+    for heir in heirs:
+        await heir.aclose()
+    assert files(tmp_path) == []
+
+
+async def test_an_adopter_that_dies_is_itself_followed(tmp_path: Path) -> None:
+    await died(tmp_path, ("R", row(1)), ("I", held(row(2))))
+    ledger = MemoryLedger()
+    ledger.is_down = True
+    first = recorder(tmp_path, ledger)
+    with pytest.raises(UnavailableError):
+        await first.flush()
+    await first.aclose()
+    ledger.is_down = False
+    second = recorder(tmp_path, ledger)
+    await second.flush()
+    assert ledger.records == [row(1), held(row(2))]
+    await second.aclose()
+
+
+async def test_a_torn_last_line_is_as_if_never_written_and_a_damaged_one_is_kept_aside(tmp_path: Path) -> None:
+    await died(tmp_path, ("R", row(1)), ("R", row(2)), ("R", row(3)))
+    (segment,) = tmp_path.glob("*.seg")
+    lines = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(lines[0] + b"R{broken}\n" + lines[1] + lines[2][:-7])
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    await rows.flush()
+    assert ledger.records == [row(1), row(2)]
+    await rows.aclose()
+    assert [name.rpartition(".")[2] for name in files(tmp_path)] == ["damaged"]
+
+
+async def test_a_dead_database_delays_rows_but_loses_none_and_keeps_none_in_memory(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    ledger.is_down = True
+    rows = recorder(tmp_path, ledger, max_segment_bytes=4000)
+    for number in range(100):
+        await rows.intent(held(row(number)))
+        await rows.record(row(number))
+    with pytest.raises(UnavailableError):
+        await rows.flush()
+    assert len(list(tmp_path.glob("*.seg"))) > 10
+    assert rows._journal.open_intents == 0
+    ledger.is_down = False
+    await rows.flush()
+    assert ledger.records == [row(number) for number in range(100)]
+    assert max(ledger.batches) <= 200
+    await rows.aclose()
+
+
+async def test_the_background_task_ships_and_recovers(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    rows = Recorder(Journal(tmp_path), ledger, interval_s=0.01, adopt_s=0.01)
+    await died(tmp_path, ("R", row(1)))
+    await rows.start()
+    await rows.record(row(2))
+    async with asyncio.timeout(5):
+        while len(ledger.rows) < 2:
+            await asyncio.sleep(0.01)
+    await rows.aclose()
+
+
+class Disk:
+    """Takes the place of `os.write` and `os.ftruncate` for journal files: room for `room` bytes, then ENOSPC."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, journal: Journal) -> None:
+        self.room = 1 << 40
+        self.can_cut = True
+        write, ftruncate = os.write, os.ftruncate
+
+        def limited(fd: int, data: bytes) -> int:
+            if fd != journal._fd and not data.startswith((b"I", b"R", b"W")):
+                return write(fd, data)
+            if self.room == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written = write(fd, bytes(data[: self.room]))
+            self.room -= written
+            return written
+
+        def cut(fd: int, size: int) -> None:
+            if not self.can_cut:
+                raise OSError(errno.EIO, "Input/output error")
+            ftruncate(fd, size)
+
+        monkeypatch.setattr(os, "write", limited)
+        monkeypatch.setattr(os, "ftruncate", cut)
+
+
+@pytest.mark.parametrize("can_cut", [True, False])
+@pytest.mark.parametrize("room", [0, 1, 500, 1500])
+async def test_a_full_disk_refuses_intents_and_leaves_no_trace_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, can_cut: bool
+) -> None:
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    disk = Disk(monkeypatch, rows._journal)
+    await rows.intent(held(row(1)))
+    await rows.intent(held(row(2), 222))
+    disk.room, disk.can_cut = room, can_cut
+    results = await asyncio.gather(
+        rows.intent(held(row(3))), rows.intent(held(row(4))), rows.record(row(1)), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [UnavailableError] * 3
+    assert all(result.status == 503 for result in results)  # type: ignore[union-attr]
+    disk.room, disk.can_cut = 1 << 40, True
+    await rows.intent(held(row(5)))
+    await rows.record(row(5))
+    await rows.flush()
+    assert ledger.records == [row(1), row(5)]
+    # What is still open is what an heir writes, and nothing that was refused.
+    os.close(rows._journal._lock)
+    heir = recorder(tmp_path, ledger)
+    await heir.flush()
+    assert ledger.records == [row(1), held(row(2), 222), row(5)]
+    await heir.aclose()
+    rows._journal._lock = -1
+    await rows.aclose()
+
+
+async def test_a_journal_folder_that_cannot_be_made_is_a_503_until_it_can(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path / "file" / "journal", ledger)
+    with pytest.raises(UnavailableError, match="cannot write its spend journal") as caught:
+        await rows.intent(held(row(1)))
+    assert caught.value.status == 503
+    (tmp_path / "file").unlink()
+    await rows.intent(held(row(1)))
+    await rows.record(row(1))
+    await rows.flush()
+    assert ledger.records == [row(1)]
+    await rows.aclose()
+
+
+async def test_a_failed_sync_refuses_whoever_waited_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger, durability="disk")
+    await rows.intent(held(row(1), 111))
+    real = os.fdatasync
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(UnavailableError):
+        await rows.intent(held(row(2)))
+    with pytest.raises(UnavailableError):
+        await rows.record(row(1))
+    monkeypatch.setattr(os, "fdatasync", real)
+    await rows.intent(held(row(3), 333))
+    await rows.aclose()
+    heir = recorder(tmp_path, ledger)
+    await heir.flush()
+    assert ledger.records == [row(1), held(row(3), 333)]
+    await heir.aclose()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+async def test_a_cancelled_intent_is_as_if_never_asked_and_hurts_nobody_else(tmp_path: Path, turns: int) -> None:
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    leaving = asyncio.create_task(rows.intent(held(row(1))))
+    staying = asyncio.create_task(rows.intent(held(row(2), 222)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    leaving.cancel()
+    await staying
+    await asyncio.wait({leaving})
+    was_cancelled = leaving.cancelled()
+    await rows.aclose()
+    heir = recorder(tmp_path, ledger)
+    await heir.flush()
+    assert held(row(2), 222) in ledger.records
+    assert len(ledger.records) == (1 if was_cancelled else 2)
+    await heir.aclose()
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+async def test_a_cancelled_record_is_written_all_the_same(tmp_path: Path, turns: int) -> None:
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    leaving = asyncio.create_task(rows.record(row(1)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    await rows.flush()
+    assert ledger.records == [row(1)]
+    await rows.aclose()
+
+
+async def test_text_and_counts_no_database_takes_are_made_storable(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    await rows.record(row(1, request_id="a\ud800", usage=Usage(input=10**30)))
+    await rows.flush()
+    (record,) = ledger.records
+    assert record.request_id == "a?"
+    assert record.usage.input == 2**63 - 1
+    await rows.aclose()
+
+
+async def test_a_silent_owners_hold_is_one_row_and_sums_to_the_hold(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    await rows.silent(held(row(1), 100))
+    await rows.silent(held(row(1), 100))
+    await rows.record(row(2, cost_nano=30))
+    await rows.silent(held(row(2), 100))
+    await rows.flush()
+    assert [record.cost_nano for record in ledger.records] == [100, 30, 70]
+    assert [record.revision for record in ledger.records] == [0, 0, 1]
+    await rows.aclose()
+
+
+class SlowSink:
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.records: list[SpendRecord] = []
+        self.is_broken = False
+
+    async def write(self, records: Any) -> None:
+        await self.gate.wait()
+        if self.is_broken:
+            raise RuntimeError("broken")
+        self.records += records
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_a_slow_sink_delays_nothing_and_a_broken_one_is_counted(tmp_path: Path) -> None:
+    sink = SlowSink()
+    ledger = MemoryLedger()
+    rows = Recorder(Journal(tmp_path), ledger, sinks=[sink], interval_s=3600, adopt_s=3600)
+    for number in range(20):
+        await rows.record(row(number))
+    sink.is_broken = True
+    sink.gate.set()
+    async with asyncio.timeout(5):
+        while rows.dropped == 0:
+            await asyncio.sleep(0)
+    sink.is_broken = False
+    await rows.record(row(20))
+    await rows.aclose()
+    assert rows.dropped + len(sink.records) == 21
+    assert len(ledger.rows) == 21
+
+
+def test_importing_the_recorder_imports_no_database() -> None:
+    code = "import sys, sidecar.spend.recorder; assert not {'sqlalchemy', 'alembic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
