@@ -251,18 +251,21 @@ async def _translated() -> AsyncIterator[None]:
 
 
 def _micros(at: float) -> int:
-    if not math.isfinite(at):
-        raise BadRequestError("An instant has to be a finite number of seconds.")
-    return round(at * 1_000_000)
+    """The last microsecond not after `at`: an instant just before a window's end stays in the window."""
+    if not -1e12 < at < 1e12:
+        raise BadRequestError("An instant has to be a number of seconds since 1970.")
+    micros = round(at * 1_000_000)
+    return micros - 1 if micros / 1_000_000 > at else micros
 
 
 def _window(since_at: float | None, until_at: float | None) -> list[Any]:
+    """`None` and infinity (a lifetime budget's end) are no bound."""
     from sidecar.db.schema import spend
 
     where: list[Any] = []
-    if since_at is not None:
+    if since_at is not None and since_at != -math.inf:
         where.append(spend.c.at >= _micros(since_at))
-    if until_at is not None:
+    if until_at is not None and until_at != math.inf:
         where.append(spend.c.at < _micros(until_at))
     return where
 
@@ -273,7 +276,7 @@ def _values(record: SpendRecord) -> tuple[Any, ...]:
     usage = record.usage
     return (
         *[getattr(record, name) for _, name in _PLAIN],
-        round(record.at * 1_000_000),
+        _micros(record.at),
         _encode(record.dropped).decode(),
         _encode(record.budget_keys).decode(),
         *[getattr(usage, name) for name in _USAGE],
