@@ -13,6 +13,7 @@ import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -51,6 +52,7 @@ GroupBy = Literal[
     "key_hash", "key_alias", "user_id", "team_id", "organization_id", "end_user_id", "group", "model", "provider",
     "deployment_id", "status",
 ]  # fmt: skip
+_FAR = 1e12
 _encode = msgspec.json.Encoder().encode
 _decode_list = msgspec.json.Decoder(tuple[str, ...]).decode
 _decode_cursor = msgspec.json.Decoder(tuple[int, str, int, int]).decode
@@ -105,7 +107,8 @@ class Ledger:
         """False if the data, not the database, is at fault."""
         from sqlalchemy.exc import DataError, IntegrityError
 
-        rows = [_values(record) for record in records]
+        # In the key's order: two processes that insert the same rows wait for each other instead of deadlocking.
+        rows = sorted(map(_values, records), key=_key)
         try:
             async with self._connection() as connection:
                 await connection.exec_driver_sql(self._insert, rows)
@@ -251,9 +254,9 @@ async def _translated() -> AsyncIterator[None]:
 
 
 def _micros(at: float) -> int:
-    """The last microsecond not after `at`: an instant just before a window's end stays in the window."""
-    if not -1e12 < at < 1e12:
-        raise BadRequestError("An instant has to be a number of seconds since 1970.")
+    """The last microsecond not after `at`: an instant just before a window's end stays in the window. What is no
+    instant of a calendar counts as the nearest, so that no row is refused for it."""
+    at = max(-_FAR, min(at, _FAR)) if at == at else 0.0
     micros = round(at * 1_000_000)
     return micros - 1 if micros / 1_000_000 > at else micros
 
@@ -262,6 +265,8 @@ def _window(since_at: float | None, until_at: float | None) -> list[Any]:
     """`None` and infinity (a lifetime budget's end) are no bound."""
     from sidecar.db.schema import spend
 
+    if since_at != since_at or until_at != until_at:  # not a number
+        raise BadRequestError("An instant has to be a number of seconds since 1970.")
     where: list[Any] = []
     if since_at is not None and since_at != -math.inf:
         where.append(spend.c.at >= _micros(since_at))
@@ -283,6 +288,7 @@ def _values(record: SpendRecord) -> tuple[Any, ...]:
     )
 
 
+_key = itemgetter(0, 1, 2)
 _CLIENT_TEXT = ("request_id", "end_user_id", "key_alias", "user_id", "team_id", "organization_id", "model", "group")
 
 
