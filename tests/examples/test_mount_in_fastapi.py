@@ -62,9 +62,15 @@ async def plain() -> AsyncIterator[Host]:
         await host.http.aclose()
 
 
-@pytest.mark.parametrize("kind", ["plain", "mounted"])
-async def test_the_host_apps_own_tests_pass_unchanged(kind: str, request: pytest.FixtureRequest) -> None:
-    host: Host = request.getfixturevalue(kind)
+async def test_the_host_apps_own_tests_pass_before(plain: Host) -> None:
+    await host_tests(plain)
+
+
+async def test_the_host_apps_own_tests_pass_unchanged_after_mounting(mounted: Host) -> None:
+    await host_tests(mounted)
+
+
+async def host_tests(host: Host) -> None:
     hello = await host.http.get("/hello")
     assert hello.json() == {"hello": "world", "is_started": True}
     assert hello.headers["x-host-app"] == "yes"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from sidecar.limits.claims import Admitted, Claims, Cold, Denied, RateClaim
 from sidecar.limits.store import LimitStore, StoreDownError, open_store
 from sidecar.limits.windows import BudgetWindow
-from tests.servers.redis import Server
+from tests.servers.redis import LocalServer
 
 pytestmark = pytest.mark.anyio
 T0 = 1_800_000_000.0
@@ -254,9 +254,10 @@ async def test_a_cancelled_caller_leaves_nothing_held(redis_url: str) -> None:
     await store.aclose()
 
 
-async def test_a_flushed_server_is_cold_and_its_scripts_are_loaded_again(own_redis: Server) -> None:
+async def test_a_flushed_server_is_cold_and_its_scripts_are_loaded_again(start_redis: Callable[..., LocalServer]) -> None:
     import redis.asyncio
 
+    own_redis = start_redis()
     store = open_store(own_redis.url, deadline_s=5)
     await store.seed({LIFE.key: 7}, (LIFE,))
     client = redis.asyncio.Redis.from_url(own_redis.url)
@@ -267,11 +268,12 @@ async def test_a_flushed_server_is_cold_and_its_scripts_are_loaded_again(own_red
     await store.aclose()
 
 
-async def test_a_dead_server_is_told_within_the_deadline_and_found_again(own_redis: Server) -> None:
+async def test_a_dead_server_is_told_within_the_deadline_and_found_again(start_redis: Callable[..., LocalServer]) -> None:
+    own_redis = start_redis()
     store = open_store(own_redis.url, deadline_s=0.3)
     what = claims(rpm={"key": 5})
     assert isinstance(await ask(store, "a", what, T0), Admitted)
-    own_redis.stop()
+    own_redis.kill()
     with pytest.raises(StoreDownError):
         await ask(store, "b", what, T0)
     own_redis.start()

@@ -122,7 +122,9 @@ class RedisStore:
         if len(calls) == 1:
             call = calls[0]
             try:
-                return [await self._client.evalsha(self._shas[call.script], len(call.keys), *call.keys, *call.args)]
+                return [
+                    await self._client.evalsha(self._shas[call.script], len(call.keys), *call.keys, *call.args)
+                ]
             except NoScriptError as error:
                 return [error]
         pipeline = self._client.pipeline(transaction=False)
