@@ -105,19 +105,18 @@ class Ledger:
 
     async def _try_insert(self, records: Sequence[SpendRecord]) -> bool:
         """False if the data, not the database, is at fault."""
-        from sqlalchemy.exc import DataError, IntegrityError
-
         # In the key's order: two processes that insert the same rows wait for each other instead of deadlocking.
         rows = sorted(map(_values, records), key=_key)
         try:
             async with self._connection() as connection:
                 await connection.exec_driver_sql(self._insert, rows)
                 await connection.commit()
-        except UnavailableError as error:
-            if isinstance(error.__cause__, (DataError, IntegrityError)):
-                _log.error("the database refused %d spend rows: %s", len(rows), type(error.__cause__).__name__)
-                return False
-            raise
+        except (UnavailableError, OverflowError) as error:
+            cause = error.__cause__ if isinstance(error, UnavailableError) else error
+            if not _is_about_data(cause):
+                raise
+            _log.error("the database refused %d spend rows: %s", len(rows), type(cause).__name__)
+            return False
         return True
 
     async def logs(
@@ -253,6 +252,17 @@ async def _translated() -> AsyncIterator[None]:
         ) from error
 
 
+def _is_about_data(error: BaseException | None) -> bool:
+    """True if the rows, not the database, are at fault: SQLSTATE classes 22 and 23, or an argument that the driver
+    refuses before sending it (asyncpg: a `ValueError` below a plain `DBAPIError`)."""
+    from sqlalchemy.exc import DataError, IntegrityError
+
+    if isinstance(error, (DataError, IntegrityError, OverflowError)):
+        return True
+    cause = getattr(getattr(error, "orig", None), "__cause__", None)
+    return isinstance(cause, ValueError) or str(getattr(cause, "sqlstate", None))[:2] in ("22", "23")
+
+
 def _micros(at: float) -> int:
     """The last microsecond not after `at`: an instant just before a window's end stays in the window. What is no
     instant of a calendar counts as the nearest, so that no row is refused for it."""
@@ -291,12 +301,23 @@ def _values(record: SpendRecord) -> tuple[Any, ...]:
 _key = itemgetter(0, 1, 2)
 _CLIENT_TEXT = ("request_id", "end_user_id", "key_alias", "user_id", "team_id", "organization_id", "model", "group")
 
+_COUNTS = ("cost_nano", "duration_ms")
+_SMALL_COUNTS = ("attempt", "revision", "http_status")
+
 
 def _is_storable(record: SpendRecord) -> bool:
     """Text that clients choose may hold what PostgreSQL does not take, and a vendor may claim any count."""
     for name in _CLIENT_TEXT:
         value = getattr(record, name)
         if value and not value.isprintable():
+            return False
+    if not all(name.isprintable() for name in record.dropped):
+        return False
+    for name in _COUNTS:
+        if not -(2**63) < getattr(record, name) < 2**63:
+            return False
+    for name in _SMALL_COUNTS:
+        if not -(2**31) < getattr(record, name) < 2**31:
             return False
     usage = record.usage
     return all((count := getattr(usage, name)) is None or -(2**63) < count < 2**63 for name in _USAGE)

@@ -24,6 +24,8 @@ Key = tuple[str, int]
 
 _NAME = re.compile(r"([0-9a-f]{16,64})(?:-([0-9]{8,})\.seg|\.lock)")
 _INT64 = 2**63 - 1
+_INT32 = 2**31 - 1
+_SMALL = ("attempt", "revision", "http_status")
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(SpendRecord).decode
@@ -56,7 +58,11 @@ def storable(record: SpendRecord) -> SpendRecord:
     for name in SpendRecord.__slots__:
         value = getattr(record, name)
         changes[name] = tuple(_clean(item) for item in value) if isinstance(value, tuple) else _clean(value)
-    changes["usage"] = Usage(**{name: min(count, _INT64) for name, count in record.usage.as_dict().items()})
+    for name in _SMALL:
+        changes[name] = max(-_INT32, min(getattr(record, name), _INT32))
+    changes["usage"] = Usage(
+        **{name: max(-_INT64, min(count, _INT64)) for name, count in record.usage.as_dict().items()}
+    )
     return replace(record, **changes)  # type: ignore[arg-type]
 
 
