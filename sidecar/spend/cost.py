@@ -1,19 +1,19 @@
 """What tokens cost: a rate card, and exact integer arithmetic on it.
 
 Pure. `prices.py` builds a `Price` from configuration, `price_loader.py` from the bundled price list; admission asks
-`worst_case_nano` and `affordable_output`, the end of an attempt `cost_nano`. Rule: the sum is exact (atto-dollars) and
+`worst_case_nano` and `affordable_output`, the end of an attempt `cost_nano`. Rule: the sum is exact (integers) and
 rounded once, half-even; holds round up. A class without its own rate pays the rate of the class it belongs to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 
 from sidecar.types import PriceStatus, Usage
 
-_ATTO_PER_NANO = 10**9
-_PER_TOKEN = 10**12  # USD per million tokens → atto-dollars per token
+_MAX_DECIMALS = 20
+_MAX_RATE = Decimal(1_000_000)  # USD per million tokens; more is a slip, and would overflow what counters hold
 UNBOUNDED = 2**53
 """What `affordable_output` says when output costs nothing."""
 
@@ -44,7 +44,7 @@ class Tier:
 
 
 class _Row:
-    """A tier as integers: atto-dollars per token of each class."""
+    """A tier as integers: each class's rate in units of 10**-`decimals` USD per million tokens."""
 
     __slots__ = (
         "above",
@@ -62,29 +62,40 @@ class _Row:
         "write_1h",
     )  # fmt: skip
 
-    def __init__(self, above: int, rates: Rates) -> None:
+    def __init__(self, above: int, rates: Rates, decimals: int) -> None:
+        def exact(rate: Decimal | None, fallback: int = 0) -> int:
+            return fallback if rate is None else int(rate.scaleb(decimals))
+
         self.above = above
-        self.input = _atto(rates.input)
-        self.output = _atto(rates.output)
-        self.read = _atto(rates.cache_read, self.input)
-        self.write = _atto(rates.cache_write, self.input)
-        self.write_1h = _atto(rates.cache_write_1h, self.write)
-        self.reasoning = _atto(rates.reasoning, self.output)
-        self.audio_in = _atto(rates.audio_input, self.input)
-        self.audio_out = _atto(rates.audio_output, self.output)
-        self.image_in = _atto(rates.image_input, self.input)
-        self.image_out = _atto(rates.image_output, self.output)
+        self.input = exact(rates.input)
+        self.output = exact(rates.output)
+        self.read = exact(rates.cache_read, self.input)
+        self.write = exact(rates.cache_write, self.input)
+        self.write_1h = exact(rates.cache_write_1h, self.write)
+        self.reasoning = exact(rates.reasoning, self.output)
+        self.audio_in = exact(rates.audio_input, self.input)
+        self.audio_out = exact(rates.audio_output, self.output)
+        self.image_in = exact(rates.image_input, self.input)
+        self.image_out = exact(rates.image_output, self.output)
         self.dear_in = max(self.input, self.read, self.write, self.write_1h, self.audio_in, self.image_in)
         self.dear_out = max(self.output, self.reasoning, self.audio_out, self.image_out)
 
 
-def _atto(rate: Decimal | None, fallback: int = 0) -> int:
-    if rate is None:
-        return fallback
-    scaled = rate * _PER_TOKEN
-    if not rate.is_finite() or rate < 0 or scaled != scaled.to_integral_value():
-        raise ValueError(f"a rate is a number of USD per million tokens, 0 or more, with at most 12 decimals: {rate}")
-    return int(scaled)
+def _decimals(rates: Rates) -> int:
+    """How many decimals the finest rate has, 3 at least. Raises `ValueError`."""
+    most = 3
+    for field_ in fields(rates):
+        rate = getattr(rates, field_.name)
+        if rate is None:
+            continue
+        exponent = rate.as_tuple().exponent
+        if not isinstance(exponent, int) or rate < 0 or -exponent > _MAX_DECIMALS or rate > _MAX_RATE:
+            raise ValueError(
+                f"a rate is a number of USD per million tokens, from 0 to {_MAX_RATE}, with at most {_MAX_DECIMALS} "
+                f"decimals, not {rate}"
+            )
+        most = max(most, -exponent)
+    return most
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +106,21 @@ class Price:
     rates: Rates = Rates()
     tiers: tuple[Tier, ...] = ()
     _rows: tuple[_Row, ...] = field(default=(), init=False, repr=False, compare=False)
+    _per_nano: int = field(default=1, init=False, repr=False, compare=False)
     _top: _Row | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.status != "priced":
             return
         tiers = sorted(self.tiers, key=lambda tier: tier.above_input_tokens, reverse=True)
-        rows = (*(_Row(tier.above_input_tokens, tier.rates) for tier in tiers), _Row(-1, self.rates))
+        decimals = max(_decimals(rates) for rates in (self.rates, *(tier.rates for tier in tiers)))
+        rows = (
+            *(_Row(tier.above_input_tokens, tier.rates, decimals) for tier in tiers),
+            _Row(-1, self.rates, decimals),
+        )
         object.__setattr__(self, "_rows", rows)
         object.__setattr__(self, "_top", rows[-1])
+        object.__setattr__(self, "_per_nano", 10 ** (decimals - 3))
 
     def __reduce__(self) -> tuple[object, ...]:
         return (Price, (self.status, self.rates, self.tiers))
@@ -142,8 +159,9 @@ def cost_nano(price: Price, usage: Usage) -> int:
         total += n * row.image_in
     if (n := usage.image_output) is not None and n > 0:
         total += n * row.image_out
-    nano, rest = divmod(total, _ATTO_PER_NANO)
-    if rest > 500_000_000 or (rest == 500_000_000 and nano & 1):
+    unit = price._per_nano
+    nano, rest = divmod(total, unit)
+    if rest and (2 * rest > unit or (2 * rest == unit and nano & 1)):
         nano += 1
     return nano
 
@@ -154,7 +172,7 @@ def worst_case_nano(price: Price, input_tokens: int, output_tokens: int) -> int:
     if price._top is None:
         return 0
     dear_in, dear_out = _dearest(price, input_tokens)
-    return -(-(max(0, input_tokens) * dear_in + max(0, output_tokens) * dear_out) // _ATTO_PER_NANO)
+    return -(-(max(0, input_tokens) * dear_in + max(0, output_tokens) * dear_out) // price._per_nano)
 
 
 def affordable_output(price: Price, input_tokens: int, nano: int) -> int:
@@ -163,7 +181,7 @@ def affordable_output(price: Price, input_tokens: int, nano: int) -> int:
     if price._top is None:
         return UNBOUNDED
     dear_in, dear_out = _dearest(price, input_tokens)
-    left = nano * _ATTO_PER_NANO - max(0, input_tokens) * dear_in
+    left = nano * price._per_nano - max(0, input_tokens) * dear_in
     if left < 0:
         return 0
     return left // dear_out if dear_out else UNBOUNDED

@@ -1,4 +1,4 @@
-"""A process that records spend until it is killed: `python -m tests.spend.crasher JOURNAL DATABASE_URL NAME DURABILITY`.
+"""A process that records spend until it is killed: `… -m tests.spend.crasher JOURNAL DATABASE_URL NAME DURABILITY`.
 
 Prints a line for everything that was promised to it: `I <exchange_id>` when an intent returned, `R <exchange_id>` when
 a record did. Now and then it leaves an intent open.

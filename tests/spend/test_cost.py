@@ -52,6 +52,7 @@ FINE = price_from_config({"input": D("0.0005"), "output": D("0.0015")})
         (FINE, Usage(input=3), 2),  # 1.5 → 2
         (FINE, Usage(input=5), 2),  # 2.5 → 2
         (FINE, Usage(input=1, output=1), 2),  # 0.5 + 1.5, rounded once
+        (price_from_config({"input": D("0.0833333333333333"), "output": D("1E+1")}), Usage(input=12, output=1), 11_000),
         (FREE, Usage(input=1000, output=1000), 0),
         (UNPRICED, Usage(input=1000, output=1000), 0),
     ],
@@ -103,7 +104,8 @@ def test_holds_round_up() -> None:
         ({"input": D(-1), "output": D(1)}, "0 or more"),
         ({"input": D("nan"), "output": D(1)}, "0 or more"),
         ({"input": 0.1, "output": D(1)}, "not float"),
-        ({"input": D("0.0000000000001"), "output": D(1)}, "12 decimals"),
+        ({"input": D("1e-21"), "output": D(1)}, "20 decimals"),
+        ({"input": D("1e7"), "output": D(1)}, "a number of USD"),
         ("gratis", "'free' or a mapping"),
     ],
 )

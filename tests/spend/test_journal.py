@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def recorder(folder: Path, ledger: MemoryLedger, **options: Any) -> Recorder:
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.seg"))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the work goes on in a task of the code under test
+            await asyncio.sleep(0.001)
 
 
 async def died(folder: Path, *records: tuple[str, SpendRecord]) -> None:
@@ -69,7 +80,7 @@ async def test_all_callers_of_one_tick_share_one_write(tmp_path: Path, monkeypat
 async def test_an_intent_is_on_disk_when_it_returns(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     await journal.intent(held(row(1)))
-    (segment,) = tmp_path.glob("*.seg")
+    (segment,) = segments(tmp_path)
     assert exchange_id(1).encode() in segment.read_bytes()
     await journal.aclose()
 
@@ -92,7 +103,7 @@ async def test_open_intents_move_on_when_their_segment_is_shipped_and_deleted(tm
         await rows.intent(held(row(number)))
         await rows.record(row(number))
         await rows.flush()
-    assert len(list(tmp_path.glob("*.seg"))) == 1
+    assert len(segments(tmp_path)) == 1
     assert ledger.records == [row(number) for number in range(2, 6)]
     await rows.aclose()
     heir = recorder(tmp_path, ledger)
@@ -144,7 +155,7 @@ async def test_an_adopter_that_dies_is_itself_followed(tmp_path: Path) -> None:
 
 async def test_a_torn_last_line_is_as_if_never_written_and_a_damaged_one_is_kept_aside(tmp_path: Path) -> None:
     await died(tmp_path, ("R", row(1)), ("R", row(2)), ("R", row(3)))
-    (segment,) = tmp_path.glob("*.seg")
+    (segment,) = segments(tmp_path)
     lines = segment.read_bytes().splitlines(keepends=True)
     segment.write_bytes(lines[0] + b"R{broken}\n" + lines[1] + lines[2][:-7])
     ledger = MemoryLedger()
@@ -164,7 +175,7 @@ async def test_a_dead_database_delays_rows_but_loses_none_and_keeps_none_in_memo
         await rows.record(row(number))
     with pytest.raises(UnavailableError):
         await rows.flush()
-    assert len(list(tmp_path.glob("*.seg"))) > 10
+    assert len(segments(tmp_path)) > 10
     assert rows._journal.open_intents == 0
     ledger.is_down = False
     await rows.flush()
@@ -179,9 +190,7 @@ async def test_the_background_task_ships_and_recovers(tmp_path: Path) -> None:
     await died(tmp_path, ("R", row(1)))
     await rows.start()
     await rows.record(row(2))
-    async with asyncio.timeout(5):
-        while len(ledger.rows) < 2:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(ledger.rows) == 2)
     await rows.aclose()
 
 
@@ -362,9 +371,7 @@ async def test_a_slow_sink_delays_nothing_and_a_broken_one_is_counted(tmp_path: 
         await rows.record(row(number))
     sink.is_broken = True
     sink.gate.set()
-    async with asyncio.timeout(5):
-        while rows.dropped == 0:
-            await asyncio.sleep(0)
+    await until(lambda: rows.dropped > 0)
     sink.is_broken = False
     await rows.record(row(20))
     await rows.aclose()
