@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from sidecar.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 BUSY_TIMEOUT_S = 10.0
@@ -24,7 +23,8 @@ _ADVISORY_LOCK = 0x51DECA5
 
 class Database:
     """`url` as users write it: `sqlite:///relative`, `sqlite:////absolute`, `postgresql://user:password@host/name`
-    (also `postgres://`, with libpq's `sslmode`). Raises `ValueError` for any other, naming the fix."""
+    (also `postgres://`; its options: `postgres.connect_arguments`). Raises `ValueError` for any other, naming the
+    fix."""
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time, pool_size: int = 5) -> None:
         scheme = url.partition("://")[0].partition("+")[0].lower()
@@ -113,16 +113,18 @@ class Database:
         import sqlalchemy as sa
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        url = _driver_url(sa.make_url(_known_scheme(self._url)))
+        from sidecar.db.postgres import connect_arguments
+
         if self.dialect == "postgresql":
             return create_async_engine(
-                url,
+                "postgresql+asyncpg://",
                 pool_size=self._pool_size,
                 max_overflow=self._pool_size,
                 pool_pre_ping=True,
                 pool_timeout=BUSY_TIMEOUT_S,
-                connect_args={"timeout": BUSY_TIMEOUT_S, "command_timeout": 60.0},
+                connect_args=connect_arguments(_known_scheme(self._url), timeout_s=BUSY_TIMEOUT_S),
             )
+        url = sa.make_url(_known_scheme(self._url)).set(drivername="sqlite+aiosqlite")
         if url.database and url.database != ":memory:":
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
@@ -142,17 +144,6 @@ async def migrate(url: str) -> None:
 def _known_scheme(url: str) -> str:
     scheme, _, rest = url.partition("://")
     return f"{'sqlite' if scheme.lower().startswith('sqlite') else 'postgresql'}://{rest}"
-
-
-def _driver_url(url: URL) -> URL:
-    """The async driver for the database, with libpq's `sslmode` in the driver's word."""
-    if url.drivername == "sqlite":
-        return url.set(drivername="sqlite+aiosqlite")
-    url = url.set(drivername="postgresql+asyncpg")
-    if "sslmode" in url.query:
-        mode = url.query["sslmode"]
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-    return url
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -110,11 +110,3 @@ def test_a_month_begins_with_the_least_id_of_its_first_millisecond() -> None:
 def test_a_url_of_another_database_is_refused_with_the_fix(url: str) -> None:
     with pytest.raises(ValueError, match="sqlite:/// or postgresql://"):
         Database(url)
-
-
-@pytest.mark.parametrize("prefix", ["postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"])
-def test_every_way_to_write_a_postgresql_url_is_understood(prefix: str) -> None:
-    database = Database(f"{prefix}://user:secret@localhost:1/name?sslmode=disable")
-    assert database.engine.url.drivername == "postgresql+asyncpg"
-    assert database.engine.url.query == {"ssl": "disable"}
-    assert "secret" not in repr(database)

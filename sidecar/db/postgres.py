@@ -1,0 +1,58 @@
+"""How a PostgreSQL URL becomes a connection: the driver reads it itself, as libpq would, but for what it does not know.
+
+Neighbour: `database.py`. Rule: the URL, with its password, never becomes part of the engine's URL or of a message.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+_FOR_LIBPQ_ONLY = frozenset(
+    {"channel_binding", "gssencmode", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval",
+     "tcp_user_timeout"}
+)  # fmt: skip
+"""Taken by libpq, not known to asyncpg, which would send them to the server as settings."""
+
+_STATEMENT_CACHES = frozenset({"statement_cache_size", "prepared_statement_cache_size"})
+
+
+def connect_arguments(url: str, *, timeout_s: float) -> dict[str, Any]:
+    """SQLAlchemy's `connect_args` for `postgresql://user:password@host:port/name?…`. Options: libpq's `sslmode`,
+    `sslrootcert`, `application_name`, `connect_timeout`, `options`, …; `statement_cache_size=0` (or `pgbouncer=true`)
+    where PgBouncer pools transactions: then no statement stays prepared. Raises `ValueError`."""
+    parts = urlsplit(url)
+    kept: list[tuple[str, str]] = []
+    is_bouncer = False
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name in _STATEMENT_CACHES:
+            is_bouncer = is_bouncer or _number(name, value) == 0
+        elif name == "pgbouncer":
+            is_bouncer = is_bouncer or value.lower() == "true"
+        elif name == "connect_timeout":
+            timeout_s = _number(name, value) or timeout_s
+        elif name not in _FOR_LIBPQ_ONLY:
+            kept.append((name, value))
+    dsn = urlunsplit(parts._replace(query=urlencode(kept)))
+    options: dict[str, Any] = {"timeout": timeout_s, "command_timeout": 60.0}
+    if is_bouncer:
+        options["statement_cache_size"] = 0
+
+    async def connect(*_: Any, **__: Any) -> Any:
+        import asyncpg
+
+        return await asyncpg.connect(dsn, **options)
+
+    arguments: dict[str, Any] = {"async_creator_fn": connect}
+    if is_bouncer:
+        arguments["prepared_statement_cache_size"] = 0
+        arguments["prepared_statement_name_func"] = lambda: f"sidecar_{uuid.uuid4().hex}"
+    return arguments
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"the database URL's {name!r} has to be a number") from None

@@ -1,0 +1,64 @@
+"""Database URLs as people have them: with libpq's options, behind PgBouncer, with a password that must not show."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.db import Database
+from sidecar.errors import UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "?sslmode=disable",
+        "?sslmode=prefer&application_name=billing&connect_timeout=5",
+        "?channel_binding=prefer&keepalives_idle=30&target_session_attrs=any",
+        "?options=-c%20statement_timeout%3D5000",
+        "?statement_cache_size=0",
+        "?prepared_statement_cache_size=0",
+        "?pgbouncer=true",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg"])
+async def test_a_url_with_libpqs_options_connects(postgres_url: str, scheme: str, options: str) -> None:
+    database = Database(scheme + postgres_url.removeprefix("postgresql") + options)
+    await database.connect()
+    await database.aclose()
+
+
+async def test_the_options_reach_the_server(postgres_url: str) -> None:
+    database = Database(postgres_url + "?application_name=billing&options=-c%20statement_timeout%3D5000")
+    async with database.engine.connect() as connection:
+        assert (await connection.exec_driver_sql("SHOW application_name")).scalar() == "billing"
+        assert (await connection.exec_driver_sql("SHOW statement_timeout")).scalar() == "5s"
+    await database.aclose()
+
+
+async def test_behind_pgbouncer_no_statement_stays_prepared(postgres_url: str) -> None:
+    database = Database(postgres_url + "?statement_cache_size=0")
+    await database.migrate()
+    async with database.engine.connect() as connection:
+        for _ in range(3):
+            await connection.exec_driver_sql("SELECT 1 WHERE 1 = $1", (1,))
+        held = int((await connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements")).scalar_one())
+        assert held <= 1  # this query itself
+    await database.aclose()
+
+
+async def test_a_server_that_is_not_there_is_unavailable_and_the_password_stays_in() -> None:
+    database = Database("postgresql://someone:canary-password@127.0.0.1:1/none")
+    with pytest.raises(UnavailableError) as caught:
+        await database.connect()
+    shown = [repr(caught.value), str(caught.value.__cause__), repr(database), repr(database.engine.url)]
+    assert "canary-password" not in "".join(shown)
+    await database.aclose()
+
+
+@pytest.mark.parametrize("url", ["mysql://x/y", "postgresql", "", "sqlite", "postgresql://h/n?connect_timeout=soon"])
+async def test_what_is_no_url_of_ours_is_refused_with_the_fix(url: str) -> None:
+    with pytest.raises(ValueError, match="database URL"):
+        _ = Database(url).engine
