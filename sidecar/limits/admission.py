@@ -1,34 +1,38 @@
 """Admission: all windows and holds of a request in one atomic step, settled once.
 
-Neighbours: `scopes` (who shares), `windows` (which period), `store/` (where it is counted). `sidecar.admit` uses it for
-the middlewares. Store gone: bounded wait, then `closed` (503) or `open` (a local store bounds this process). Never 401.
+Neighbours: `scopes` (who shares), `windows` (which period), `store/` (where it is counted), `answers` (what a client is
+told). `sidecar.admit` uses it for the middlewares. Store gone: bounded wait, then `closed` (503) or `open` (a local
+store bounds this process). Never 401. What could not be told to the store is owed, and told by `tick`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
-from typing import Literal
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
-from sidecar.errors import BudgetExceededError, RateLimitedError, UnavailableError
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, RateClaim, SilentHold
+from sidecar.errors import BudgetExceededError, UnavailableError
+from sidecar.limits.answers import rate_headers, refusal
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, RateClaim, SilentHold, Stale
 from sidecar.limits.scopes import SCOPES, Scope, ScopeFunction, global_scope
-from sidecar.limits.store.base import LimitStore, StoreDownError
+from sidecar.limits.store.base import LimitStore, StoreDownError, StoreUnsafeError
 from sidecar.limits.store.memory import MemoryStore
-from sidecar.limits.windows import BudgetWindow, window_of
-from sidecar.types import Budget, Headers, Identity, Limits, format_usd
+from sidecar.limits.windows import MAX_BUDGET_NANO, BudgetWindow, window_of
+from sidecar.types import Budget, Headers, Identity, Limits
 
 Seed = Callable[[Sequence[BudgetWindow]], Awaitable[Mapping[str, int]]]
-MAX_PENDING = 10_000
-"""Settlements kept for a store that is down; past that the oldest are left to the lease (charged at the hold)."""
+MAX_OWED = 10_000
+"""Settlements kept for a store that is down; past that, exchanges are left to their leases (charged at the hold)."""
 
 
 @dataclass(slots=True, eq=False)
 class Grant:
     """What one exchange was admitted with. `at` is the store's instant: spend rows carry it, so that the rows of a
-    window sum to its counter."""
+    window sum to its counter. `headers` are the `x-ratelimit-…` of the tightest window."""
 
     exchange_id: str
     at: float
@@ -38,10 +42,22 @@ class Grant:
     headers: Headers
     claims: Claims
     store: LimitStore
+    owner: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class _Debt:
+    """What a store is still to be told: `settle`, `cancel`, or `charge` for an exchange admitted elsewhere."""
+
+    what: Literal["settle", "cancel", "charge"]
+    tokens: int | None = None
+    cost_nano: int | None = None
+    claims: Claims | None = None
 
 
 class Admission:
-    """`seed` sums the ledger for counters the store does not know (none: they begin at zero)."""
+    """`seed` sums the ledger for counters the store does not know (none: they begin at zero). `lease_s` is how long the
+    slots and holds of a process that stopped calling `tick` are kept."""
 
     def __init__(
         self,
@@ -50,42 +66,47 @@ class Admission:
         scopes: Sequence[ScopeFunction] = SCOPES,
         global_limits: Limits = Limits(),  # noqa: B008 - frozen
         global_budgets: tuple[Budget, ...] = (),
-        timezone: tzinfo = UTC,
+        timezone: tzinfo | str = UTC,
         on_store_failure: Literal["closed", "open"] = "closed",
         clock: Callable[[], float] = time.time,
         seed: Seed | None = None,
         lease_s: float = 10.0,
     ) -> None:
+        if any(budget.max_nano > MAX_BUDGET_NANO for budget in global_budgets):
+            raise ValueError("a budget may be $9,000,000 at most")
         self.store = store
         self._scopes = tuple(scopes)
         if not global_limits.is_empty or global_budgets:
             self._scopes = (global_scope(global_limits, global_budgets), *self._scopes)
-        self._zone = timezone
+        self._by_model = any(getattr(f, "by_model", False) for f in self._scopes)
+        self._zone: tzinfo = ZoneInfo(timezone) if isinstance(timezone, str) else timezone
         self._on_store_failure = on_store_failure
         self._clock = clock
         self._seed = seed
         self._lease_s = lease_s
         self._local: MemoryStore | None = None
-        self._live: set[str] = set()
-        self._pending: dict[str, tuple[int | None, int | None]] = {}
-        self._token = object()
-        """Claims are cached in `identity.cache` under this, so two Admissions never mix."""
+        self._live: dict[str, Grant] = {}
+        self._owed: dict[str, _Debt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def claims_of(self, identity: Identity, model: str, *, limits: bool = True, budgets: bool = True) -> Claims:
-        """Every claim of this caller now; cached until the earliest budget window ends."""
-        now = self._clock()
-        key = (self._token, limits, budgets)
+    def claims_of(
+        self, identity: Identity, model: str, *, limits: bool = True, budgets: bool = True, now: float | None = None
+    ) -> Claims:
+        """Every claim of this caller now; cached on the identity until the earliest budget window ends."""
+        at = self._clock() if now is None else now
+        # Under this Admission, so two never mix; by model only if a scope depends on it.
+        key = (self, limits, budgets, model if self._by_model else "")
         found: Claims | None = identity.cache.get(key)
-        if found is None or now >= found.valid_until:
+        if found is None or not found.valid_from <= at < found.valid_until:
             scopes = [s for f in self._scopes if (s := f(identity, model)) is not None]
-            found = identity.cache[key] = self._build(scopes, now, limits, budgets)
+            found = identity.cache[key] = self._build(scopes, at, limits, budgets)
         return found
 
     def _build(self, scopes: Sequence[Scope], now: float, limits: bool, budgets: bool) -> Claims:
         requests: list[RateClaim] = []
         tokens: list[RateClaim] = []
         slots: list[RateClaim] = []
-        windows: list[BudgetWindow] = []
+        windows: dict[str, BudgetWindow] = {}
         for scope in scopes:
             name = f"{scope.kind}:{scope.scope_id}"
             if limits:
@@ -96,9 +117,20 @@ class Admission:
                 if scope.limits.concurrency is not None:
                     slots.append(RateClaim(name, scope.kind, scope.limits.concurrency))
             if budgets:
-                windows += [window_of(b, scope.kind, scope.scope_id, now, self._zone) for b in scope.budgets]
-        valid_until = min((w.end_at for w in windows), default=float("inf"))
-        return Claims(tuple(requests), tuple(tokens), tuple(slots), tuple(windows), valid_until)
+                for budget in scope.budgets:
+                    window = window_of(budget, scope.kind, scope.scope_id, now, self._zone)
+                    known = windows.get(window.key)
+                    if known is None or window.max_nano < known.max_nano:
+                        windows[window.key] = window  # one counter is held on once, under its lower cap
+        found = tuple(windows.values())
+        return Claims(
+            tuple(requests),
+            tuple(tokens),
+            tuple(slots),
+            found,
+            max((w.start_at for w in found), default=float("-inf")),
+            min((w.end_at for w in found), default=float("inf")),
+        )
 
     async def acquire(
         self,
@@ -117,40 +149,75 @@ class Admission:
         claims = self.claims_of(identity, model, limits=limits, budgets=budgets)
         if claims.is_empty:
             return Grant(exchange_id, self._clock(), tokens, hold_nano, (), [], claims, self.store)
+        ask = (exchange_id, identity, model, limits, budgets, tokens, hold_nano)
         minimum = hold_nano if min_hold_nano is None else min_hold_nano
         store = self.store
         try:
-            result = await self._ask(store, exchange_id, claims, tokens, hold_nano, minimum)
+            claims, result = await self._ask(store, claims, minimum, *ask)
+            self._local = None  # what it counted is of the outage that is over; grants of then keep it
         except StoreDownError as error:
-            # It may have been admitted all the same: taken back once the store answers.
-            if len(self._pending) < MAX_PENDING:
-                self._pending[exchange_id] = (0, 0)
+            self._owe(exchange_id, _Debt("cancel"))  # it may have been admitted all the same
             if self._on_store_failure == "closed":
-                raise UnavailableError(
-                    "The gateway refused the request: its limit store does not answer. Try again shortly.",
-                    code="limit_store_unavailable",
-                    retry_after_s=1.0,
-                ) from error
+                raise _unavailable("The gateway refused the request", error) from error
             if self._local is None:
                 self._local = MemoryStore(self._clock)
             store = self._local
-            result = await self._ask(store, exchange_id, claims, tokens, hold_nano, minimum)
-        if isinstance(result, Denied):
-            raise _refusal(result)
-        self._live.add(exchange_id)
-        return Grant(exchange_id, result.at, tokens, result.hold_nano, claims.windows, _headers(result), claims, store)
+            claims, result = await self._ask(store, claims, minimum, *ask)
+        except asyncio.CancelledError:
+            # Nobody will settle this: whether it was admitted or not, take it back, now or when the store answers.
+            self._owe(exchange_id, _Debt("cancel"))
+            self._background(self._pay(exchange_id))
+            raise
+        if type(result) is Denied:
+            raise refusal(result)
+        assert type(result) is Admitted
+        grant = Grant(
+            exchange_id,
+            result.at,
+            tokens,
+            result.hold_nano,
+            claims.windows,
+            rate_headers(result),
+            claims,
+            store,
+            identity.key_hash,
+        )
+        self._live[exchange_id] = grant
+        return grant
 
     async def _ask(
-        self, store: LimitStore, exchange_id: str, claims: Claims, tokens: int, hold: int, minimum: int
-    ) -> Admitted | Denied:
-        for _ in range(3):
+        self,
+        store: LimitStore,
+        claims: Claims,
+        minimum: int,
+        exchange_id: str,
+        identity: Identity,
+        model: str,
+        limits: bool,
+        budgets: bool,
+        tokens: int,
+        hold_nano: int,
+    ) -> tuple[Claims, Admitted | Denied]:
+        for _ in range(4):
             result = await store.acquire(
-                exchange_id, claims, tokens=tokens, hold_nano=hold, min_hold_nano=minimum, lease_s=self._lease_s
+                exchange_id,
+                claims,
+                tokens=tokens,
+                hold_nano=hold_nano,
+                min_hold_nano=minimum,
+                lease_s=self._lease_s,
+                owner=identity.key_hash,
             )
-            if not isinstance(result, Cold):
-                return result
-            await self._warm(store, result.windows)
-        raise StoreDownError("the store forgot its seed again and again")
+            kind = type(result)
+            if kind is Admitted or kind is Denied:
+                return claims, result  # type: ignore[return-value]
+            if isinstance(result, Cold):
+                await self._warm(store, result.windows)
+            elif isinstance(result, Stale):
+                claims = self.claims_of(identity, model, limits=limits, budgets=budgets, now=result.at)
+            elif isinstance(result, Gone):
+                break
+        raise StoreDownError("the limit store contradicts itself")
 
     async def _warm(self, store: LimitStore, windows: Sequence[BudgetWindow]) -> None:
         values: Mapping[str, int] = {}
@@ -170,97 +237,166 @@ class Admission:
         identity.cache.clear()
         claims = self.claims_of(identity, "", limits=False)
         if claims.windows:
-            await self._warm(self.store, claims.windows)
+            try:
+                await self._warm(self.store, claims.windows)
+            except StoreDownError:
+                return  # its first request will find them cold
 
     async def extend_hold(self, grant: Grant, extra_nano: int) -> None:
         """Raises BudgetExceededError; then nothing more is held and no further attempt may be made."""
-        if not grant.windows:
-            grant.hold_nano += extra_nano
-            return
-        try:
-            extended = await grant.store.extend(grant.exchange_id, grant.claims, extra_nano)
-        except StoreDownError as error:
-            raise UnavailableError("The gateway's limit store does not answer.") from error
-        if not extended:
-            raise BudgetExceededError(
-                "The gateway made no further attempt: the budget does not cover another one after an attempt the "
-                "provider may bill."
-            )
+        if grant.windows and extra_nano > 0:
+            try:
+                extended = await grant.store.extend(grant.exchange_id, grant.claims, extra_nano)
+            except StoreDownError as error:
+                raise _unavailable("The gateway made no further attempt", error) from error
+            if extended is None:
+                raise _unavailable("The gateway made no further attempt", None)
+            if not extended:
+                raise BudgetExceededError(
+                    "The gateway made no further attempt: the budget does not cover another one after an attempt the "
+                    "provider may bill."
+                )
         grant.hold_nano += extra_nano
 
     async def settle(self, grant: Grant, *, tokens: int | None, cost_nano: int | None) -> None:
-        """Idempotent by exchange. `tokens=None` keeps the reservation, `cost_nano=None` charges the hold."""
-        if grant.exchange_id not in self._live:
+        """Idempotent by exchange. `tokens=None` keeps the reservation, `cost_nano=None` charges the hold. Never fails:
+        what the store cannot be told now is told later."""
+        exchange_id = grant.exchange_id
+        if self._live.pop(exchange_id, None) is None:
             return
-        self._live.discard(grant.exchange_id)
+        store = grant.store
+        if not store.is_shared:
+            await store.settle(exchange_id, tokens=tokens, cost_nano=cost_nano)
+            if store is not self.store and grant.windows:
+                # Admitted while the shared store was down: its counters are to learn of it.
+                charge = grant.hold_nano if cost_nano is None else cost_nano
+                self._owe(f"{exchange_id}:open", _Debt("charge", None, charge, grant.claims))
+            return
+        # Owed first, so that neither a time-out nor a cancellation loses it.
+        debt = self._owed[exchange_id] = _Debt("settle", tokens, cost_nano)
         try:
-            await grant.store.settle(grant.exchange_id, tokens=tokens, cost_nano=cost_nano)
+            is_known = await store.settle(exchange_id, tokens=tokens, cost_nano=cost_nano)
         except StoreDownError:
-            if len(self._pending) < MAX_PENDING:
-                self._pending[grant.exchange_id] = (tokens, cost_nano)
+            if len(self._owed) > MAX_OWED:
+                del self._owed[exchange_id]
+            return
+        if not is_known and grant.windows:
+            # Our first word of it, and the store knows nothing: it lost its memory, and the hold with it.
+            debt = self._owed[exchange_id] = _Debt(
+                "charge", None, grant.hold_nano if cost_nano is None else cost_nano, grant.claims
+            )
+            await self._pay(exchange_id)
+        elif self._owed.get(exchange_id) is debt:
+            del self._owed[exchange_id]
 
     async def cancel(self, grant: Grant) -> None:
-        """Roll everything back as if never admitted."""
-        if grant.exchange_id not in self._live:
+        """Roll everything back as if never admitted. Never fails."""
+        if self._live.pop(grant.exchange_id, None) is None:
             return
-        self._live.discard(grant.exchange_id)
-        try:
+        if not grant.store.is_shared:
             await grant.store.cancel(grant.exchange_id)
+            return
+        self._owe(grant.exchange_id, _Debt("cancel"))
+        await self._pay(grant.exchange_id)
+
+    def _owe(self, exchange_id: str, debt: _Debt) -> None:
+        if self.store.is_shared and len(self._owed) < MAX_OWED:
+            self._owed[exchange_id] = debt
+
+    async def _pay(self, exchange_id: str) -> bool:
+        """Tell the store one thing it is owed; False if it does not answer (it stays owed)."""
+        debt = self._owed.get(exchange_id)
+        if debt is None:
+            return True
+        try:
+            if debt.what == "cancel":
+                await self.store.cancel(exchange_id)
+            elif debt.what == "settle":
+                await self.store.settle(exchange_id, tokens=debt.tokens, cost_nano=debt.cost_nano)
+            elif debt.claims is not None:
+                await self.store.charge(exchange_id, debt.claims, debt.cost_nano or 0)
         except StoreDownError:
-            self._pending[grant.exchange_id] = (0, 0)
+            return False
+        if self._owed.get(exchange_id) is debt:
+            del self._owed[exchange_id]
+        return True
+
+    def _background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def spent(self, identity: Identity) -> dict[str, int]:
-        """Counter by key, holds included, of this caller's windows now."""
+        """Counter by key, holds included, of this caller's windows now. Raises UnavailableError."""
         claims = self.claims_of(identity, "", limits=False)
-        return await self.store.spent([w.key for w in claims.windows])
+        try:
+            return await self.store.spent([w.key for w in claims.windows])
+        except StoreDownError as error:
+            raise _unavailable("The gateway cannot tell what was spent", error) from error
 
     async def tick(self) -> list[SilentHold]:
-        """Call every third of a lease: renews our own leases, sends what could not be settled, charges the holds of
-        silent owners (returned, for their `unknown` rows)."""
-        try:
-            if self._live and self.store.is_shared:
-                await self.store.renew(list(self._live), self._lease_s)
-            for exchange_id, (tokens, cost_nano) in list(self._pending.items()):
-                await self.store.settle(exchange_id, tokens=tokens, cost_nano=cost_nano)
-                self._pending.pop(exchange_id, None)
-            return await self.store.reap()
-        except StoreDownError:
+        """Call every third of a lease: pays what is owed, renews our leases (and counts anew what the store lost),
+        charges the holds of silent owners (returned, for their `unknown` rows)."""
+        store = self.store
+        if not store.is_shared:
             return []
+        silent: list[SilentHold] = []
+        try:
+            owed = list(self._owed)
+            for start in range(0, len(owed), 500):
+                if not all(await asyncio.gather(*map(self._pay, owed[start : start + 500]))):
+                    return []
+            ours = [exchange_id for exchange_id, grant in self._live.items() if grant.store is store]
+            for exchange_id in await store.renew(ours, self._lease_s):
+                await self._restore(exchange_id)
+            while page := await store.reap():
+                silent += page
+                if len(page) < 100:
+                    break
+        except StoreDownError:
+            pass
+        return silent
+
+    async def _restore(self, exchange_id: str) -> None:
+        """The store lost its memory while this exchange runs: its slots and hold count again."""
+        for _ in range(2):
+            grant = self._live.get(exchange_id)
+            if grant is None:
+                return  # settled meanwhile; calls reach the store in order, so it stays so
+            claims = grant.claims
+            result = await self.store.acquire(
+                exchange_id,
+                Claims(claims.requests, claims.tokens, claims.slots, claims.windows),
+                tokens=grant.tokens,
+                hold_nano=grant.hold_nano,
+                min_hold_nano=0,
+                lease_s=self._lease_s,
+                owner=grant.owner,
+                is_forced=True,
+            )
+            if not isinstance(result, Cold):
+                return
+            try:
+                await self._warm(self.store, result.windows)
+            except UnavailableError:
+                return  # at the next tick
 
     async def aclose(self) -> None:
+        """Pays what is owed, once, and lets the store go."""
+        if self._owed:
+            try:
+                async with asyncio.timeout(2.0):
+                    for exchange_id in list(self._owed):
+                        if not await self._pay(exchange_id):
+                            break
+            except TimeoutError:
+                pass
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=2.0)
         await self.store.aclose()
 
 
-_WHAT = {"requests": "requests per minute", "tokens": "tokens per minute", "concurrency": "requests at a time"}
-
-
-def _refusal(denied: Denied) -> RateLimitedError | BudgetExceededError:
-    if denied.what == "budget":
-        return BudgetExceededError(
-            f"The gateway refused the request: the {denied.kind} budget of ${format_usd(denied.limit)} does not cover "
-            "what it may cost. Lower max_tokens, wait for the next window, or have the budget raised.",
-            retry_after_s=denied.retry_after_s,
-        )
-    return RateLimitedError(
-        f"The gateway refused the request: the {denied.kind} limit is {denied.limit} {_WHAT[denied.what]}."
-        + (" Wait as 'retry-after' says." if denied.retry_after_s is not None else " This request can never fit it."),
-        code=f"{denied.what}_limit_exceeded",
-        retry_after_s=denied.retry_after_s,
-    )
-
-
-def _headers(admitted: Admitted) -> Headers:
-    headers: Headers = []
-    if admitted.limit_requests is not None:
-        headers = [
-            (b"x-ratelimit-limit-requests", b"%d" % admitted.limit_requests),
-            (b"x-ratelimit-remaining-requests", b"%d" % admitted.remaining_requests),
-            (b"x-ratelimit-reset-requests", b"%.3fs" % admitted.reset_requests_s),
-        ]
-    if admitted.limit_tokens is not None:
-        headers += [
-            (b"x-ratelimit-limit-tokens", b"%d" % admitted.limit_tokens),
-            (b"x-ratelimit-remaining-tokens", b"%d" % admitted.remaining_tokens),
-            (b"x-ratelimit-reset-tokens", b"%.3fs" % admitted.reset_tokens_s),
-        ]
-    return headers
+def _unavailable(what: str, error: StoreDownError | None) -> UnavailableError:
+    """503. What went wrong with the store is for operators (the cause), unless it was made to be told."""
+    why = str(error) if isinstance(error, StoreUnsafeError) else "its limit store does not answer"
+    return UnavailableError(f"{what}: {why}. Try again shortly.", code="limit_store_unavailable", retry_after_s=1.0)

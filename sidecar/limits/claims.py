@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from sidecar.limits.windows import BudgetWindow
 
@@ -18,13 +19,17 @@ class RateClaim:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """All claims of one caller; valid until the earliest budget window ends."""
+    """All claims of one caller. They hold from `valid_from` until `valid_until` (the latest start and the earliest end
+    of the budget windows); a store whose clock says otherwise answers `Stale`."""
 
     requests: tuple[RateClaim, ...]
     tokens: tuple[RateClaim, ...]
     slots: tuple[RateClaim, ...]
     windows: tuple[BudgetWindow, ...]
-    valid_until: float
+    valid_from: float = float("-inf")
+    valid_until: float = float("inf")
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a store derives from the claims (its wire form), kept as long as they are."""
 
     @property
     def is_empty(self) -> bool:
@@ -47,7 +52,8 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Nothing was consumed. `what` is requests, tokens, concurrency or budget."""
+    """Nothing was consumed. `what` is requests, tokens, concurrency or budget; of several full windows the one that
+    takes longest, so waiting `retry_after_s` is enough (`None`: it can never fit)."""
 
     what: str
     kind: str
@@ -63,9 +69,24 @@ class Cold:
 
 
 @dataclass(frozen=True, slots=True)
+class Stale:
+    """By the store's clock (`at`) the claims name budget windows that are over or not begun: build them anew."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The exchange was cancelled before its acquisition arrived: nothing was consumed."""
+
+
+@dataclass(frozen=True, slots=True)
 class SilentHold:
-    """A hold whose owner fell silent; it is charged. The caller writes the `unknown` row."""
+    """A hold whose owner fell silent; it stays charged on `windows` (counter keys). The caller writes the `unknown`
+    row, for `key_hash`, at `at`."""
 
     exchange_id: str
     hold_nano: int
     at: float
+    key_hash: str = ""
+    windows: tuple[str, ...] = ()

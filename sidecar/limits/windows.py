@@ -14,7 +14,8 @@ from sidecar.types import Budget
 
 RATE_WINDOW_S = 60.0
 MAX_BUDGET_NANO = 9_000_000 * 10**9
-"""Lua numbers are exact up to 2^53, so a budget may be $9,000,000 at most."""
+"""Lua numbers are exact up to 2^53, so a budget may be $9,000,000 at most; configuration refuses more, and what comes
+from elsewhere counts as this much."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"([1-9][0-9]{0,8})(s|mo|m|h|d|w)")
@@ -74,4 +75,4 @@ def bounds(budget: Budget, now: float, zone: tzinfo) -> tuple[float, float]:
 def window_of(budget: Budget, kind: str, scope_id: str, now: float, zone: tzinfo) -> BudgetWindow:
     start, end = bounds(budget, now, zone)
     key = f"{kind}:{scope_id}:{budget.duration or 'life'}:{int(start)}"
-    return BudgetWindow(key, kind, scope_id, start, end, budget.max_nano)
+    return BudgetWindow(key, kind, scope_id, start, end, min(budget.max_nano, MAX_BUDGET_NANO))

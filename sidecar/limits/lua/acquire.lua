@@ -1,10 +1,18 @@
--- All claims of one exchange or none. KEYS: generation, live record, lease set, then per claim its counter in the
--- order requests, tokens, slots, budgets. ARGV: exchange id, now (µs, '' = Redis TIME), lease (µs), tokens, hold,
--- minimum hold (nano-dollars < 2^53, so Lua numbers are exact), counts of the four kinds, then per claim its limit;
--- per budget its maximum, start (s) and end (s, -1 = never).
--- Returns {'ok', at, hold, limit, left, reset µs of requests, the same of tokens} | {'denied', kind, index, wait µs}
--- | {'cold', indexes...}.
+-- All claims of one exchange or none.
+-- KEYS: generation, lease set, guard (see renew.lua), then per claim its counter in the order requests, tokens, slots,
+-- budgets; last the record of the exchange.
+-- ARGV: exchange id, now (µs, '' = Redis TIME), lease (µs), tokens, hold, minimum hold, owner, '1' to count without
+-- judging, counts of the four kinds, from and until when the claims hold (µs or ''), the keys as JSON, then per claim
+-- its limit; per budget its maximum, start (s), end (s, -1 = never) and the instant its counter may be forgotten.
+-- Money and instants are below 2^53, so Lua numbers are exact; what is stored is written as strings.
+-- Returns 'ok at hold limit left reset limit left reset' (requests, tokens; limit -1: none) | 'denied what index wait'
+-- | 'cold index...' | 'stale now' | 'gone'; instants in µs.
 local id = ARGV[1]
+local record = KEYS[#KEYS]
+local known = redis.call('HMGET', record, 'at', 'hold', 'gone')
+if known[3] then return 'gone' end
+if known[1] then return 'ok ' .. known[1] .. ' ' .. known[2] .. ' -1 0 0 -1 0 0' end
+
 local now
 if ARGV[2] == '' then
   local t = redis.call('TIME')
@@ -12,65 +20,71 @@ if ARGV[2] == '' then
 else
   now = tonumber(ARGV[2])
 end
+local function text(n) return string.format('%.0f', n) end
+if ARGV[13] ~= '' and now < tonumber(ARGV[13]) or ARGV[14] ~= '' and now >= tonumber(ARGV[14]) then
+  return 'stale ' .. text(now)
+end
 local lease, tokens, hold, minimum = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local n_req, n_tok, n_slot, n_bud = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local forced = ARGV[8] == '1'
+local n_req, n_tok, n_slot, n_bud = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local tok0, slot0, bud0 = 4 + n_req, 4 + n_req + n_tok, 4 + n_req + n_tok + n_slot
 local MINUTE = 60000000
-local record = redis.call('HGET', KEYS[2], 'answer')
-if record then return cjson.decode(record) end
+local NEVER = math.huge
 
-local key, arg = 4, 11
-local req0, tok0, slot0, bud0 = key, key + n_req, key + n_req + n_tok, key + n_req + n_tok + n_slot
-local breq, btok, bslot, bbud = arg, arg + n_req, arg + n_req + n_tok, arg + n_req + n_tok + n_slot
+-- Of several full windows the one that takes longest is told, so that waiting that long is enough.
+local denied, longest = nil, -1
+local function deny(what, index, wait)
+  if wait > longest then
+    longest = wait
+    denied = 'denied ' .. what .. ' ' .. index .. ' ' .. (wait == NEVER and '-1' or text(wait))
+  end
+end
 
-local generation = redis.call('GET', KEYS[1])
-local cold = {'cold'}
-local wanted = hold
-local worst = 0
+local generation = n_bud > 0 and redis.call('GET', KEYS[1])
+local cold = ''
+local wanted, least = hold, math.max(1, minimum)
 for i = 0, n_bud - 1 do
-  local max, start = tonumber(ARGV[bbud + i * 3]), tonumber(ARGV[bbud + i * 3 + 1])
+  local a = 16 + n_req + n_tok + n_slot + i * 4
+  local max = tonumber(ARGV[a])
   local spent = redis.call('GET', KEYS[bud0 + i])
   if not spent then
-    if not generation or start < tonumber(generation) then cold[#cold + 1] = i end
+    if not generation or tonumber(ARGV[a + 1]) < tonumber(generation) then cold = cold .. ' ' .. i end
     spent = 0
   end
   local left = max - tonumber(spent)
-  if wanted > 0 and left < hold then hold = left end
-  if wanted > 0 and left < math.max(1, minimum) and worst == 0 then worst = i + 1 end
+  if wanted > 0 then -- what costs nothing passes, whatever was spent
+    if left < hold then hold = left end
+    if left < least then
+      local last = tonumber(ARGV[a + 2])
+      deny('budget', i, (last < 0 or max < least) and NEVER or last * 1000000 - now)
+    end
+  end
 end
-if #cold > 1 then return cold end
-if worst > 0 then
-  local last = tonumber(ARGV[bbud + (worst - 1) * 3 + 2])
-  local wait = -1
-  if last >= 0 then wait = last * 1000000 - now end
-  return {'denied', 'budget', worst - 1, string.format('%.0f', wait)}
+if cold ~= '' then return 'cold' .. cold end
+
+local req_limit, req_left, req_reset = -1, 0, 0
+for i = 0, n_req - 1 do
+  local k, limit = KEYS[4 + i], tonumber(ARGV[16 + i])
+  redis.call('ZREMRANGEBYSCORE', k, '-inf', text(now - MINUTE))
+  local used = redis.call('ZCARD', k)
+  local left = limit - used - 1
+  if left < 0 then
+    if limit <= 0 then
+      deny('requests', i, NEVER)
+    else
+      deny('requests', i, tonumber(redis.call('ZRANGE', k, used - limit, used - limit, 'WITHSCORES')[2]) + MINUTE - now)
+    end
+  elseif req_limit < 0 or left < req_left then
+    req_limit, req_left, req_reset = limit, left, MINUTE
+    if used > 0 then req_reset = tonumber(redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')[2]) + MINUTE - now end
+  end
 end
 
-local answer = {'ok', string.format('%.0f', now), string.format('%.0f', hold), -1, 0, '0', -1, 0, '0'}
-for i = 0, n_req - 1 do
-  local k, limit = KEYS[req0 + i], tonumber(ARGV[breq + i])
-  redis.call('ZREMRANGEBYSCORE', k, '-inf', string.format('%.0f', now - MINUTE))
-  local used = redis.call('ZCARD', k)
-  if used >= limit then
-    local wait = -1
-    if limit > 0 then
-      local oldest = redis.call('ZRANGE', k, used - limit, used - limit, 'WITHSCORES')
-      wait = tonumber(oldest[2]) + MINUTE - now
-    end
-    return {'denied', 'requests', i, string.format('%.0f', wait)}
-  end
-  local left = limit - used - 1
-  if answer[4] < 0 or left < answer[5] then
-    local reset = MINUTE
-    if used > 0 then
-      local oldest = redis.call('ZRANGE', k, 0, 0, 'WITHSCORES')
-      reset = tonumber(oldest[2]) + MINUTE - now
-    end
-    answer[4], answer[5], answer[6] = limit, left, string.format('%.0f', reset)
-  end
-end
+-- Tokens are kept in buckets of one second; a bucket counts until its last moment is a minute old.
 local second = math.floor(now / 1000000)
+local tok_limit, tok_left, tok_reset = -1, 0, 0
 for i = 0, n_tok - 1 do
-  local k, limit = KEYS[tok0 + i], tonumber(ARGV[btok + i])
+  local k, limit = KEYS[tok0 + i], tonumber(ARGV[16 + n_req + i])
   local flat = redis.call('HGETALL', k)
   local buckets, total, oldest = {}, 0, second
   for j = 1, #flat, 2 do
@@ -85,7 +99,7 @@ for i = 0, n_tok - 1 do
   end
   local left = limit - total - tokens
   if left < 0 then
-    local wait = -1
+    local wait = NEVER
     if tokens <= limit then
       table.sort(buckets, function(a, b) return a[1] < b[1] end)
       for _, bucket in ipairs(buckets) do
@@ -96,53 +110,49 @@ for i = 0, n_tok - 1 do
         end
       end
     end
-    return {'denied', 'tokens', i, string.format('%.0f', wait)}
-  end
-  if answer[7] < 0 or left < answer[8] then
-    answer[7], answer[8], answer[9] = limit, left, string.format('%.0f', (oldest + 61) * 1000000 - now)
-  end
-end
-for i = 0, n_slot - 1 do
-  local k, limit = KEYS[slot0 + i], tonumber(ARGV[bslot + i])
-  redis.call('ZREMRANGEBYSCORE', k, '-inf', string.format('%.0f', now))
-  if redis.call('ZCARD', k) >= limit then
-    local wait = 1000000
-    if limit == 0 then wait = -1 end
-    return {'denied', 'concurrency', i, string.format('%.0f', wait)}
+    deny('tokens', i, wait)
+  elseif tok_limit < 0 or left < tok_left then
+    tok_limit, tok_left, tok_reset = limit, left, (oldest + 61) * 1000000 - now
   end
 end
 
+if n_slot > 0 then
+  -- Expired leases free their slots, unless nobody could have renewed them (see renew.lua).
+  local guard = redis.call('HMGET', KEYS[3], 'last', 'trust')
+  local trusted = not guard[1] or (now - tonumber(guard[1]) <= lease and now >= tonumber(guard[2] or '0'))
+  for i = 0, n_slot - 1 do
+    local k, limit = KEYS[slot0 + i], tonumber(ARGV[16 + n_req + n_tok + i])
+    if trusted then redis.call('ZREMRANGEBYSCORE', k, '-inf', text(now)) end
+    if redis.call('ZCARD', k) >= limit then deny('concurrency', i, limit <= 0 and NEVER or 1000000) end
+  end
+end
+if forced then
+  hold = wanted
+elseif denied then
+  return denied
+end
+
 -- Everything fits: now, and only now, count.
-local score = string.format('%.0f', now)
-local expiry = string.format('%.0f', now + lease)
+local score, expiry, held = text(now), text(now + lease), text(hold)
 for i = 0, n_req - 1 do
-  redis.call('ZADD', KEYS[req0 + i], score, id)
-  redis.call('PEXPIRE', KEYS[req0 + i], 61000)
+  redis.call('ZADD', KEYS[4 + i], score, id)
+  redis.call('PEXPIRE', KEYS[4 + i], 61000)
 end
 for i = 0, n_tok - 1 do
-  redis.call('HINCRBY', KEYS[tok0 + i], string.format('%.0f', second), ARGV[4])
+  redis.call('HINCRBY', KEYS[tok0 + i], text(second), ARGV[4])
   redis.call('PEXPIRE', KEYS[tok0 + i], 62000)
 end
 for i = 0, n_slot - 1 do
   redis.call('ZADD', KEYS[slot0 + i], expiry, id)
   redis.call('PEXPIRE', KEYS[slot0 + i], 86400000)
 end
-local held = string.format('%.0f', hold)
 for i = 0, n_bud - 1 do
   redis.call('INCRBY', KEYS[bud0 + i], held)
-  local last = tonumber(ARGV[bbud + i * 3 + 2])
-  if last >= 0 then redis.call('EXPIREAT', KEYS[bud0 + i], string.format('%.0f', last + 604800)) end
+  local forget = ARGV[16 + n_req + n_tok + n_slot + i * 4 + 3]
+  if forget ~= '' then redis.call('EXPIREAT', KEYS[bud0 + i], forget) end
 end
-local keys = {req = {}, tok = {}, slot = {}, bud = {}, max = {}}
-for i = 0, n_req - 1 do keys.req[i + 1] = KEYS[req0 + i] end
-for i = 0, n_tok - 1 do keys.tok[i + 1] = KEYS[tok0 + i] end
-for i = 0, n_slot - 1 do keys.slot[i + 1] = KEYS[slot0 + i] end
-for i = 0, n_bud - 1 do
-  keys.bud[i + 1] = KEYS[bud0 + i]
-  keys.max[i + 1] = ARGV[bbud + i * 3]
-end
-redis.call('HSET', KEYS[2], 'answer', cjson.encode(answer), 'keys', cjson.encode(keys), 'hold', held, 'tokens', ARGV[4],
-  'second', string.format('%.0f', second), 'at', score)
-redis.call('PEXPIRE', KEYS[2], 172800000)
-redis.call('ZADD', KEYS[3], expiry, id)
-return answer
+redis.call('HSET', record, 'at', score, 'hold', held, 'tokens', ARGV[4], 'owner', ARGV[7], 'keys', ARGV[15])
+redis.call('PEXPIRE', record, 172800000)
+redis.call('ZADD', KEYS[2], expiry, id)
+return 'ok ' .. score .. ' ' .. held .. ' ' .. req_limit .. ' ' .. req_left .. ' ' .. text(req_reset)
+  .. ' ' .. tok_limit .. ' ' .. tok_left .. ' ' .. text(tok_reset)

@@ -1,7 +1,15 @@
--- Reservation to reality, once: the live record is the proof that it has not been done.
--- KEYS: live record, lease set. ARGV: exchange id, tokens ('' keeps), cost ('' keeps), now (µs or ''), '1' to cancel.
-local record = redis.call('HMGET', KEYS[1], 'keys', 'hold', 'tokens', 'second')
-if not record[1] then return 0 end
+-- Reservation to reality, once: the record of the exchange is the proof that it has not been done.
+-- KEYS: record, lease set. ARGV: exchange id, tokens ('' keeps), cost ('' keeps), now (µs or ''), '1' to cancel.
+-- Returns 1 done, 0 not known. A cancel of something not known leaves a mark, so that an acquisition still on its way
+-- finds it and takes nothing.
+local record = redis.call('HMGET', KEYS[1], 'keys', 'hold', 'tokens', 'at')
+if not record[1] then
+  if ARGV[5] == '1' then
+    redis.call('HSET', KEYS[1], 'gone', '1')
+    redis.call('EXPIRE', KEYS[1], 3600)
+  end
+  return 0
+end
 local keys = cjson.decode(record[1])
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
@@ -11,14 +19,19 @@ if ARGV[5] == '1' then
 end
 if ARGV[2] ~= '' and ARGV[2] ~= record[3] then
   local difference = tonumber(ARGV[2]) - tonumber(record[3])
+  local reserved_in = string.format('%.0f', math.floor(tonumber(record[4]) / 1000000))
   for _, k in ipairs(keys.tok) do
     if difference > 0 then
       local second
-      if ARGV[4] == '' then second = redis.call('TIME')[1] else second = string.format('%.0f', math.floor(tonumber(ARGV[4]) / 1000000)) end
+      if ARGV[4] == '' then
+        second = redis.call('TIME')[1]
+      else
+        second = string.format('%.0f', math.floor(tonumber(ARGV[4]) / 1000000))
+      end
       redis.call('HINCRBY', k, second, string.format('%.0f', difference))
       redis.call('PEXPIRE', k, 62000)
-    elseif redis.call('HEXISTS', k, record[4]) == 1 then
-      redis.call('HINCRBY', k, record[4], string.format('%.0f', difference))
+    elseif redis.call('HEXISTS', k, reserved_in) == 1 then
+      redis.call('HINCRBY', k, reserved_in, string.format('%.0f', difference))
     end
   end
 end

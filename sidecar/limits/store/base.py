@@ -1,6 +1,7 @@
 """The contract of a limit store. All instants are Unix seconds; `now=None` means the store's own clock.
 
 One atomic step before the answer (`acquire`: all claims or none), one idempotent step after (`settle` or `cancel`).
+Stores count instants in whole microseconds, money in nano-dollars below 2^53 (`windows.MAX_BUDGET_NANO`).
 """
 
 from __future__ import annotations
@@ -8,16 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, SilentHold
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, SilentHold, Stale
+from sidecar.limits.windows import BudgetWindow
 
 
 class StoreDownError(Exception):
-    """The store did not answer in time or at all."""
+    """The store did not answer in time or at all; whether it did what it was asked is not known. The text is for
+    operators: it may name hosts."""
+
+
+class StoreUnsafeError(StoreDownError):
+    """The store answers but must not be used; the text says why and may be told to anybody."""
 
 
 class LimitStore(Protocol):
     is_shared: bool
-    """True if several processes count together."""
+    """True if several processes count together (then leases are kept and must be renewed)."""
 
     async def acquire(
         self,
@@ -28,31 +35,43 @@ class LimitStore(Protocol):
         hold_nano: int,
         min_hold_nano: int,
         lease_s: float,
+        owner: str = "",
+        is_forced: bool = False,
         now: float | None = None,
-    ) -> Admitted | Denied | Cold:
-        """Idempotent by `exchange_id`: asked again, it gives the first admission."""
+    ) -> Admitted | Denied | Cold | Stale | Gone:
+        """Idempotent by `exchange_id`: asked again, it gives the first admission. `owner` is kept for whoever charges
+        a silent hold. `is_forced` counts without judging: for a running exchange, in a store that lost it."""
 
     async def extend(self, exchange_id: str, claims: Claims, extra_nano: int) -> bool | None:
         """False if a budget has not that much left, None if the exchange is unknown; nothing is held then."""
 
     async def settle(
         self, exchange_id: str, *, tokens: int | None, cost_nano: int | None, now: float | None = None
-    ) -> None:
-        """Reservation to reality, once. `None` keeps what was reserved."""
+    ) -> bool:
+        """Reservation to reality, once. `None` keeps what was reserved. False if the store does not know the exchange:
+        settled already, or lost with the store's memory."""
+
+    async def charge(self, exchange_id: str, claims: Claims, cost_nano: int) -> None:
+        """Add a cost whose hold the store lost or never had, once per exchange; only to counters that exist (one that
+        does not will be seeded from the ledger, where the cost stands already)."""
 
     async def cancel(self, exchange_id: str) -> None:
-        """As if it had never been admitted."""
+        """As if it had never been admitted – also if the acquisition arrives after this."""
 
-    async def seed(self, values: Mapping[str, int], windows: Sequence[object] = ()) -> None:
+    async def seed(
+        self, values: Mapping[str, int], windows: Sequence[BudgetWindow] = (), now: float | None = None
+    ) -> None:
         """Set counters that do not exist yet; mark the store as seeded."""
 
     async def spent(self, keys: Sequence[str]) -> dict[str, int]:
         """Counters as they stand, holds included; missing ones are 0."""
 
-    async def renew(self, exchange_ids: Sequence[str], lease_s: float, now: float | None = None) -> None:
-        """Live owners keep their slots and holds."""
+    async def renew(self, exchange_ids: Sequence[str], lease_s: float, now: float | None = None) -> list[str]:
+        """Live owners keep their slots and holds. Returns those the store does not know. Called even with none: it is
+        the sign that somebody watches (see `reap`)."""
 
     async def reap(self, now: float | None = None) -> list[SilentHold]:
-        """Charge the holds of silent owners, free their slots; each is given to one caller only."""
+        """Charge the holds of silent owners, free their slots; each is given to one caller only. After the store was
+        out of reach for a lease nobody is taken for silent until a lease has passed."""
 
     async def aclose(self) -> None: ...

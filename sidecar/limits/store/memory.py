@@ -1,7 +1,7 @@
 """Limits and budgets of one process, in memory. No call suspends, so each is one atomic step of the event loop.
 
 Neighbours: `base` (the contract), `claims` (the values). A lone process's leases end with it, so nothing is reaped.
-Memory: one float per admission of the last minute, one entry per live exchange and per budget window.
+Memory: one integer per admission of the last minute, one entry per live exchange and per budget window.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, SilentHold
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, SilentHold, Stale
 from sidecar.limits.windows import RATE_WINDOW_S, BudgetWindow
 
 _SWEEP_EVERY = 4096
+_SECOND = 1_000_000
+_MINUTE = int(RATE_WINDOW_S) * _SECOND
+_KEPT_S = 7 * 86400
+"""A budget window is kept this long after its end, for exchanges that began in it."""
+_NEVER = float("inf")
 
 
 class _Tokens:
@@ -25,8 +30,8 @@ class _Tokens:
         self.buckets: dict[int, int] = {}
         self.total = 0
 
-    def prune(self, now: float) -> None:
-        oldest = now - RATE_WINDOW_S - 1
+    def prune(self, now: int) -> None:
+        oldest = now // _SECOND - 61
         buckets = self.buckets
         while buckets:
             second = next(iter(buckets))
@@ -34,32 +39,40 @@ class _Tokens:
                 return
             self.total -= buckets.pop(second)
 
-    def add(self, now: float, amount: int) -> None:
-        second = int(now)
+    def add(self, second: int, amount: int) -> None:
         self.buckets[second] = self.buckets.get(second, 0) + amount
         self.total += amount
 
-    def wait(self, now: float, limit: int, tokens: int) -> float | None:
-        """Seconds until `tokens` fit; None if they never will."""
-        if tokens > limit:
-            return None
+    def wait(self, now: int, limit: int, tokens: int) -> float:
+        """Microseconds until `tokens` fit; infinite if they never will."""
         total = self.total
-        for second, amount in self.buckets.items():
-            total -= amount
-            if total + tokens <= limit:
-                return second + 1 + RATE_WINDOW_S - now
-        return 0.0
+        if tokens <= limit:
+            for second in sorted(self.buckets):
+                total -= self.buckets[second]
+                if total + tokens <= limit:
+                    return (second + 61) * _SECOND - now
+        return _NEVER
+
+
+class _Counter:
+    """Spent and held nano-dollars of one budget window, and when the window ends."""
+
+    __slots__ = ("end_at", "nano")
+
+    def __init__(self, nano: int, end_at: float) -> None:
+        self.nano = nano
+        self.end_at = end_at
 
 
 class _Live:
-    __slots__ = ("admitted", "claims", "hold_nano", "second", "tokens")
+    __slots__ = ("admitted", "at", "claims", "hold_nano", "tokens")
 
-    def __init__(self, claims: Claims, admitted: Admitted, tokens: int, second: int) -> None:
+    def __init__(self, claims: Claims, admitted: Admitted, tokens: int, at: int) -> None:
         self.claims = claims
         self.admitted = admitted
         self.hold_nano = admitted.hold_nano
         self.tokens = tokens
-        self.second = second
+        self.at = at
 
 
 class MemoryStore:
@@ -67,11 +80,10 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._requests: dict[str, deque[float]] = {}
+        self._requests: dict[str, deque[int]] = {}
         self._tokens: dict[str, _Tokens] = {}
         self._slots: dict[str, int] = {}
-        self._counters: dict[str, tuple[int, float]] = {}
-        """counter key -> (spent and held nano-dollars, end of the window)"""
+        self._counters: dict[str, _Counter] = {}
         self._live: dict[str, _Live] = {}
         self._seeded_at: float | None = None
         self._calls = 0
@@ -85,37 +97,39 @@ class MemoryStore:
         hold_nano: int,
         min_hold_nano: int,
         lease_s: float,
+        owner: str = "",
+        is_forced: bool = False,
         now: float | None = None,
-    ) -> Admitted | Denied | Cold:
-        at = self._clock() if now is None else now
+    ) -> Admitted | Denied | Cold | Stale | Gone:
+        now_s = self._clock() if now is None else now
         live = self._live.get(exchange_id)
         if live is not None:
             return live.admitted
+        if not claims.valid_from <= now_s < claims.valid_until:
+            return Stale(now_s)
+        at = int(now_s * _SECOND + 0.5)
         self._calls += 1
         if self._calls % _SWEEP_EVERY == 0:
             self._sweep(at)
         # Judge everything first: a refused request consumes nothing on any scope.
         counters = self._counters
-        wanted = hold_nano
-        cold: list[BudgetWindow] = []
+        hold = hold_nano
+        is_short = False
         for window in claims.windows:
             counter = counters.get(window.key)
             if counter is None:
                 if self._seeded_at is None or window.start_at < self._seeded_at:
-                    cold.append(window)
-                continue
-            if wanted and window.max_nano - counter[0] < hold_nano:
-                hold_nano = window.max_nano - counter[0]
-        if cold:
-            return Cold(tuple(cold))
-        if wanted:
+                    return self._cold(claims)
+                left = window.max_nano
+            else:
+                left = window.max_nano - counter.nano
+            if left < hold:
+                hold = left
+        if hold_nano and claims.windows and (hold < min_hold_nano or hold <= 0):
             # What costs nothing passes, whatever was spent.
-            for window in claims.windows:
-                hold_nano = min(hold_nano, window.max_nano)
-            if hold_nano < min_hold_nano or hold_nano <= 0:
-                return self._denied_budget(claims, max(1, min_hold_nano), at)
-        admitted = Admitted(at, hold_nano)
-        horizon = at - RATE_WINDOW_S
+            is_short = True
+        admitted = Admitted(at / _SECOND, hold)
+        horizon = at - _MINUTE
         for claim in claims.requests:
             log = self._requests.get(claim.key)
             if log is None:
@@ -123,14 +137,13 @@ class MemoryStore:
             while log and log[0] <= horizon:
                 log.popleft()
             used = len(log)
-            if used >= claim.limit:
-                wait = log[used - claim.limit] + RATE_WINDOW_S - at if claim.limit else None
-                return Denied("requests", claim.kind, claim.limit, wait)
             left = claim.limit - used - 1
-            if admitted.limit_requests is None or left < admitted.remaining_requests:
+            if left < 0:
+                is_short = True
+            elif admitted.limit_requests is None or left < admitted.remaining_requests:
                 admitted.limit_requests = claim.limit
                 admitted.remaining_requests = left
-                admitted.reset_requests_s = (log[0] + RATE_WINDOW_S - at) if used else RATE_WINDOW_S
+                admitted.reset_requests_s = (log[0] - horizon) / _SECOND if used else RATE_WINDOW_S
         for claim in claims.tokens:
             used_tokens = self._tokens.get(claim.key)
             if used_tokens is None:
@@ -138,59 +151,90 @@ class MemoryStore:
             used_tokens.prune(at)
             left = claim.limit - used_tokens.total - tokens
             if left < 0:
-                return Denied("tokens", claim.kind, claim.limit, used_tokens.wait(at, claim.limit, tokens))
-            if admitted.limit_tokens is None or left < admitted.remaining_tokens:
+                is_short = True
+            elif admitted.limit_tokens is None or left < admitted.remaining_tokens:
                 admitted.limit_tokens = claim.limit
                 admitted.remaining_tokens = left
-                first = next(iter(used_tokens.buckets), int(at))
-                admitted.reset_tokens_s = first + 1 + RATE_WINDOW_S - at
+                first = next(iter(used_tokens.buckets), at // _SECOND)
+                admitted.reset_tokens_s = ((first + 61) * _SECOND - at) / _SECOND
         slots = self._slots
         for claim in claims.slots:
             if slots.get(claim.key, 0) >= claim.limit:
-                return Denied("concurrency", claim.kind, claim.limit, 1.0 if claim.limit else None)
+                is_short = True
+        if is_short:
+            if not is_forced:
+                return self._denied(claims, tokens, hold_nano, min_hold_nano, at)
+            admitted = Admitted(at / _SECOND, hold_nano)
+        # Everything fits: now, and only now, count.
         for claim in claims.requests:
             self._requests[claim.key].append(at)
         for claim in claims.tokens:
-            self._tokens[claim.key].add(at, tokens)
+            self._tokens[claim.key].add(at // _SECOND, tokens)
         for claim in claims.slots:
             slots[claim.key] = slots.get(claim.key, 0) + 1
+        hold = admitted.hold_nano
         for window in claims.windows:
             counter = counters.get(window.key)
-            counters[window.key] = ((counter[0] if counter is not None else 0) + hold_nano, window.end_at)
-        self._live[exchange_id] = _Live(claims, admitted, tokens, int(at))
+            if counter is None:
+                counters[window.key] = _Counter(hold, window.end_at)
+            else:
+                counter.nano += hold
+        self._live[exchange_id] = _Live(claims, admitted, tokens, at)
         return admitted
 
-    def _denied_budget(self, claims: Claims, needed: int, at: float) -> Denied:
-        for window in claims.windows:
-            spent = self._counters.get(window.key, (0, 0.0))[0]
-            if window.max_nano - spent < needed:
-                wait = window.end_at - at
-                return Denied("budget", window.kind, window.max_nano, wait if wait != float("inf") else None)
-        raise AssertionError("no window refuses this hold")
+    def _cold(self, claims: Claims) -> Cold:
+        return Cold(
+            tuple(
+                w
+                for w in claims.windows
+                if w.key not in self._counters and (self._seeded_at is None or w.start_at < self._seeded_at)
+            )
+        )
+
+    def _denied(self, claims: Claims, tokens: int, hold_nano: int, min_hold_nano: int, at: int) -> Denied:
+        """Why, by the window that takes longest to open again."""
+        full: list[tuple[float, str, str, int]] = []
+        if hold_nano:
+            for window in claims.windows:
+                counter = self._counters.get(window.key)
+                if window.max_nano - (counter.nano if counter is not None else 0) < max(1, min_hold_nano):
+                    wait = window.end_at * _SECOND - at if window.max_nano >= max(1, min_hold_nano) else _NEVER
+                    full.append((wait, "budget", window.kind, window.max_nano))
+        for claim in claims.requests:
+            log = self._requests[claim.key]
+            if len(log) >= claim.limit:
+                wait = log[len(log) - claim.limit] + _MINUTE - at if claim.limit > 0 else _NEVER
+                full.append((wait, "requests", claim.kind, claim.limit))
+        for claim in claims.tokens:
+            used = self._tokens[claim.key]
+            if used.total + tokens > claim.limit:
+                full.append((used.wait(at, claim.limit, tokens), "tokens", claim.kind, claim.limit))
+        for claim in claims.slots:
+            if self._slots.get(claim.key, 0) >= claim.limit:
+                full.append((_SECOND if claim.limit > 0 else _NEVER, "concurrency", claim.kind, claim.limit))
+        wait, what, kind, limit = max(full, key=lambda f: f[0])
+        return Denied(what, kind, limit, None if wait == _NEVER else wait / _SECOND)
 
     async def extend(self, exchange_id: str, claims: Claims, extra_nano: int) -> bool | None:
         live = self._live.get(exchange_id)
         if live is None:
             return None
-        for window in live.claims.windows:
-            if self._counters[window.key][0] + extra_nano > window.max_nano:
+        found = [(w, self._counters.get(w.key)) for w in live.claims.windows]
+        for window, counter in found:
+            if counter is not None and counter.nano + extra_nano > window.max_nano:
                 return False
-        for window in live.claims.windows:
-            self._add(window.key, extra_nano)
+        for _, counter in found:
+            if counter is not None:
+                counter.nano += extra_nano
         live.hold_nano += extra_nano
         return True
 
-    def _add(self, key: str, nano: int) -> None:
-        counter = self._counters.get(key)
-        if counter is not None:
-            self._counters[key] = (counter[0] + nano, counter[1])
-
     async def settle(
         self, exchange_id: str, *, tokens: int | None, cost_nano: int | None, now: float | None = None
-    ) -> None:
+    ) -> bool:
         live = self._live.pop(exchange_id, None)
         if live is None:
-            return
+            return False
         claims = live.claims
         slots = self._slots
         for claim in claims.slots:
@@ -201,18 +245,27 @@ class MemoryStore:
                 del slots[claim.key]
         if tokens is not None and claims.tokens and tokens != live.tokens:
             difference = tokens - live.tokens
+            reserved_in = live.at // _SECOND
             for claim in claims.tokens:
                 used = self._tokens.get(claim.key)
-                if used is None:
-                    continue
                 if difference > 0:
-                    used.add(self._clock() if now is None else now, difference)
-                elif live.second in used.buckets:
-                    used.buckets[live.second] += difference
-                    used.total += difference
+                    if used is None:
+                        used = self._tokens[claim.key] = _Tokens()
+                    used.add(int(self._clock() if now is None else now), difference)
+                elif used is not None and reserved_in in used.buckets:
+                    used.add(reserved_in, difference)
         if cost_nano is not None and cost_nano != live.hold_nano:
-            for window in claims.windows:
-                self._add(window.key, cost_nano - live.hold_nano)
+            self._add(claims, cost_nano - live.hold_nano)
+        return True
+
+    def _add(self, claims: Claims, nano: int) -> None:
+        for window in claims.windows:
+            counter = self._counters.get(window.key)
+            if counter is not None:
+                counter.nano += nano
+
+    async def charge(self, exchange_id: str, claims: Claims, cost_nano: int) -> None:
+        self._add(claims, cost_nano)
 
     async def cancel(self, exchange_id: str) -> None:
         live = self._live.get(exchange_id)
@@ -220,22 +273,24 @@ class MemoryStore:
             return
         for claim in live.claims.requests:
             log = self._requests.get(claim.key)
-            if log is not None and live.admitted.at in log:
-                log.remove(live.admitted.at)
-        await self.settle(exchange_id, tokens=0, cost_nano=0)
+            if log is not None and live.at in log:
+                log.remove(live.at)
+        await self.settle(exchange_id, tokens=0, cost_nano=0, now=0.0)
 
-    async def seed(self, values: Mapping[str, int], windows: Sequence[object] = ()) -> None:
+    async def seed(
+        self, values: Mapping[str, int], windows: Sequence[BudgetWindow] = (), now: float | None = None
+    ) -> None:
         if self._seeded_at is None:
-            self._seeded_at = self._clock()
-        ends = {w.key: w.end_at for w in windows if isinstance(w, BudgetWindow)}
+            self._seeded_at = self._clock() if now is None else now
+        ends = {w.key: w.end_at for w in windows}
         for key, nano in values.items():
-            self._counters.setdefault(key, (nano, ends.get(key, float("inf"))))
+            self._counters.setdefault(key, _Counter(nano, ends.get(key, _NEVER)))
 
     async def spent(self, keys: Sequence[str]) -> dict[str, int]:
-        return {key: self._counters.get(key, (0, 0.0))[0] for key in keys}
+        return {key: self._counters[key].nano if key in self._counters else 0 for key in keys}
 
-    async def renew(self, exchange_ids: Sequence[str], lease_s: float, now: float | None = None) -> None:
-        return
+    async def renew(self, exchange_ids: Sequence[str], lease_s: float, now: float | None = None) -> list[str]:
+        return []
 
     async def reap(self, now: float | None = None) -> list[SilentHold]:
         return []
@@ -243,14 +298,15 @@ class MemoryStore:
     async def aclose(self) -> None:
         return
 
-    def _sweep(self, now: float) -> None:
-        """Forget scopes nobody used for a minute and windows long over (a live exchange's window is kept a day)."""
-        horizon = now - RATE_WINDOW_S
+    def _sweep(self, at: int) -> None:
+        """Forget scopes nobody used for a minute and windows long over."""
+        horizon = at - _MINUTE
         for key in [k for k, log in self._requests.items() if not log or log[-1] <= horizon]:
             del self._requests[key]
         for used in self._tokens.values():
-            used.prune(now)
+            used.prune(at)
         for key in [k for k, used in self._tokens.items() if not used.buckets]:
             del self._tokens[key]
-        for key in [k for k, (_, end_at) in self._counters.items() if end_at + 86400 < now]:
+        dead = at / _SECOND - _KEPT_S
+        for key in [k for k, counter in self._counters.items() if counter.end_at < dead]:
             del self._counters[key]
