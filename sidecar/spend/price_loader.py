@@ -208,10 +208,21 @@ def _at_start(card: tuple[Rates, tuple[Tier, ...]], start: int) -> Rates:
     return max(reached, key=lambda tier: tier.above_input_tokens).rates if reached else card[0]
 
 
+_FALLS_BACK_TO = {"cache_write_1h": "cache_write", "reasoning": "output", "audio_output": "output",
+                  "image_output": "output"}  # fmt: skip
+
+
 def _dearest(cards: list[Rates]) -> Rates:
     """The highest rate of each class; a class without a rate of its own in one card counts at what it falls back to."""
     found: dict[str, Decimal | None] = {}
     for name in _CLASSES:
-        given = [rate for card in cards if (rate := getattr(card, name)) is not None]
-        found[name] = max(given) if given else None
+        has_own = any(getattr(card, name) is not None for card in cards)
+        found[name] = max(_effective(card, name) for card in cards) if has_own else None
     return Rates(**found)  # type: ignore[arg-type]
+
+
+def _effective(card: Rates, name: str) -> Decimal:
+    while (rate := getattr(card, name)) is None:
+        name = _FALLS_BACK_TO.get(name, "input")
+    assert isinstance(rate, Decimal)
+    return rate

@@ -23,9 +23,15 @@ pytestmark = pytest.mark.anyio
         "?pgbouncer=true",
     ],
 )
-@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg"])
-async def test_a_url_with_libpqs_options_connects(postgres_url: str, scheme: str, options: str) -> None:
-    database = Database(scheme + postgres_url.removeprefix("postgresql") + options)
+async def test_a_url_with_libpqs_options_connects(postgres_url: str, options: str) -> None:
+    database = Database(postgres_url + options)
+    await database.connect()
+    await database.aclose()
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql+asyncpg", "postgresql+psycopg"])
+async def test_every_way_to_write_the_scheme_connects(postgres_url: str, scheme: str) -> None:
+    database = Database(scheme + postgres_url.removeprefix("postgresql"))
     await database.connect()
     await database.aclose()
 

@@ -15,8 +15,8 @@ from genai_prices.data import providers
 from genai_prices.types import ModelInfo, ModelPrice, TieredPrices, TimeOfDateConstraint
 from genai_prices.types import Usage as ListUsage
 
-from sidecar.spend.cost import cost_nano, worst_case_nano
-from sidecar.spend.price_loader import known_models, load_price
+from sidecar.spend.cost import Rates, cost_nano, worst_case_nano
+from sidecar.spend.price_loader import _dearest, known_models, load_price
 from sidecar.types import Usage, usd_to_nano
 
 AT = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -158,3 +158,8 @@ def test_made_up_dated_names_do_not_grow_memory() -> None:
     for i in range(1500):
         known.get(f"claude-haiku-4-5-20{i:06d}")
     assert len(vars(known)["_prices"]) <= 1000 + len(known)
+
+
+def test_the_dearest_of_several_cards_counts_what_a_class_falls_back_to() -> None:
+    cards = [Rates(Decimal(4), Decimal(1)), Rates(Decimal(2), Decimal(9), cache_read=Decimal("0.2"))]
+    assert _dearest(cards) == Rates(Decimal(4), Decimal(9), cache_read=Decimal(4))
