@@ -64,4 +64,4 @@ models:
       - {{provider: anthropic, model: claude-sonnet-4-5, api_key: sk-x, base_url: "http://127.0.0.1:{port}",
          price: {{input: 3, output: 15}}}}
 """)
-    return build_app(load_config(f"{folder}/sidecar.yaml", {}), migrate=True)
+    return build_app(load_config(f"{folder}/sidecar.yaml", {}), migrate=True, owns_process=True)

@@ -7,6 +7,7 @@ request; everything else here makes the collaborators and ties their start and e
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import sys
@@ -79,8 +80,11 @@ def build_stack(
     return ObserveMiddleware(app, metrics=metrics, access_log=access_log)
 
 
-def build_app(config: Config, *, migrate: bool = False, env: Mapping[str, str] | None = None) -> Gateway:
-    """`migrate=True` brings the database to the current schema at start; without it another schema is a clear 503."""
+def build_app(
+    config: Config, *, migrate: bool = False, owns_process: bool = False, env: Mapping[str, str] | None = None
+) -> Gateway:
+    """`migrate=True` brings the database to the current schema at start; without it another schema is a clear 503.
+    `owns_process=True` lets it tune what belongs to the whole process (`sidecar serve`; not inside your app)."""
     catalog = build_catalog(config, os.environ if env is None else env)
     metrics = Metrics()
     database = Database(config.store.database_url.reveal())
@@ -161,11 +165,17 @@ def build_app(config: Config, *, migrate: bool = False, env: Mapping[str, str] |
         stack,
         routes,
         render_metrics=metrics.render,
-        starters=[open_database, recorder.start, ticker.start],
+        starters=[open_database, recorder.start, ticker.start, *([_tune_process] if owns_process else [])],
         closers=closers,
         allowed_hosts=_LOOPBACK_NAMES if keys is None else None,
         grace_s=config.server.grace_s,
     )
+
+
+async def _tune_process() -> None:
+    """What was made so far stays for good; without this each full collection walks it (65 µs a request, measured)."""
+    gc.collect()
+    gc.freeze()
 
 
 class _LedgerSeed:

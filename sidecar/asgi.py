@@ -1,7 +1,8 @@
 """The only ASGI plumbing: read the body once, replay it, tap the answer, watch for the client leaving, refuse.
 
 Neighbours: every middleware. Rule: one owner of `receive()` for the whole stack (`Inbox`), one tap that counts
-(`Tap`, owned by the innermost layer that has one); per-request state lives here and on the exchange, never on a middleware.
+(`Tap`, owned by the innermost layer that has one); per-request state lives here and on the exchange, never on a
+middleware.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def route_path(scope: Scope) -> str:
 
 def is_chat(scope: Scope) -> bool:
     """The default `applies=`: POST to the chat dialect's paths below `root_path`."""
+    if not scope.get("root_path"):
+        return scope["path"] in _CHAT_PATHS and scope["method"] == "POST"
     return scope["method"] == "POST" and route_path(scope) in _CHAT_PATHS
 
 
@@ -117,7 +120,7 @@ class Inbox:
 
     def _leave(self) -> None:
         # uvicorn also reports a disconnect once the answer is complete: that is not "the client left".
-        if self.exchange is None or not self.exchange.answer_ended:
+        if self.exchange is not None and not self.exchange.answer_ended:
             self.client_left = True
             callbacks, self._callbacks = self._callbacks, []
             for callback in callbacks:
@@ -198,6 +201,7 @@ def open_exchange(scope: Scope, receive: Receive, *, now: Callable[[], float] = 
 
 def close_exchange(exchange: Exchange) -> None:
     exchange.inbox.close()
+    exchange.inbox.exchange = None  # no cycle: finished exchanges go without the garbage collector
     exchange.before_attempt.clear()
 
 

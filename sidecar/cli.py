@@ -51,7 +51,7 @@ def make_app() -> Gateway:
     """The app of one `serve` worker; its configuration is named by SIDECAR_CONFIG."""
     from sidecar.app import build_app
 
-    return build_app(read_config(None), migrate=True)
+    return build_app(read_config(None), migrate=True, owns_process=True)
 
 
 @app.command()

@@ -101,9 +101,8 @@ async def _tour(console: Console, url: str, master_key: str, seen: list[tuple[st
     async for chunk in stream:
         pieces += [c.delta.content for c in chunk.choices if c.delta.content]
         usage = chunk.usage or usage
-    console.print(
-        f"  {len(pieces)} pieces: {'·'.join(pieces)!r}\n  usage {usage.model_dump(exclude_none=True) if usage else None}"
-    )
+    console.print(f"  {len(pieces)} pieces: {'·'.join(pieces)!r}")
+    console.print(f"  usage {usage.model_dump(exclude_none=True) if usage else None}")
 
     console.rule("4  a tool call")
     ask_tool = {**ask, "model": "claude-tools", "tools": [WEATHER]}

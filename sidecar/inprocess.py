@@ -1,6 +1,7 @@
 """A streaming httpx2 transport over an ASGI app: your own SDK calls go through the stack in-process, without a socket.
 
-    client = AsyncOpenAI(base_url="http://sidecar/v1", api_key=key, http_client=httpx2.AsyncClient(transport=InProcess(gateway)))
+    http = httpx2.AsyncClient(transport=InProcess(gateway))
+    client = AsyncOpenAI(base_url="http://sidecar/v1", api_key=key, http_client=http)
 
 Neighbours: any ASGI app. httpx's own ASGITransport buffers whole answers; this one gives every piece as it is sent,
 waits for the reader, and tells the app when the reader leaves.

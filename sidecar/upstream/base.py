@@ -6,6 +6,7 @@ over both. Rule: path bytes go out as given, no cookie is ever kept, and the err
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -80,40 +81,46 @@ class Transport(Protocol):
     async def aclose(self) -> None: ...
 
 
+@functools.lru_cache(maxsize=1024)
+def _host_line(scheme: str, host: str, port: int) -> bytes:
+    name = f"[{host}]" if ":" in host else host
+    if port != (443 if scheme == "https" else 80):
+        name = f"{name}:{port}"
+    return b" HTTP/1.1\r\nhost: " + name.encode("idna") + b"\r\n"
+
+
 def head_bytes(request: HttpRequest) -> bytes:
     """The request's head on an HTTP/1.1 connection. Raises BadRequestError for what would smuggle a header or line."""
-    if _BAD_TARGET.search(request.target) or not request.target.startswith(b"/"):
+    target = request.target
+    if not target.startswith(b"/") or _BAD_TARGET.search(target):
         raise BadRequestError("The gateway refused the request: its path has characters that may not be sent.")
-    default = 443 if request.scheme == "https" else 80
-    host = f"[{request.host}]" if ":" in request.host else request.host
-    if request.port != default:
-        host = f"{host}:{request.port}"
-    lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method.encode("ascii"), request.target, host.encode("idna"))]
+    head = request.method.encode("ascii") + b" " + target + _host_line(request.scheme, request.host, request.port)
     has_encoding = False
     for name, value in sendable(request.headers):
         if name == b"accept-encoding":
             has_encoding = True
-        lines.append(b"%b: %b\r\n" % (name, value))
+        head += name + b": " + value + b"\r\n"
     if not has_encoding:
-        lines.append(b"accept-encoding: identity\r\n")
+        head += b"accept-encoding: identity\r\n"
     if request.body or request.method in ("POST", "PUT", "PATCH"):
-        lines.append(b"content-length: %d\r\n" % len(request.body))
-    lines.append(b"\r\n")
-    return b"".join(lines)
+        head += b"content-length: %d\r\n" % len(request.body)
+    return head + b"\r\n"
 
 
 def sendable(headers: Headers) -> Headers:
     """What may go upstream. Raises BadRequestError for bytes no header may hold."""
-    named = named_by_connection(headers)
+    named: frozenset[bytes] = frozenset()
     out: Headers = []
     for name, value in headers:
         lower = name.lower()
-        if lower in _NOT_SENT or lower in named:
+        if lower in _NOT_SENT:
+            if lower == b"connection":
+                named = named_by_connection(headers)
             continue
         if _BAD_VALUE.search(value) or _BAD_NAME.search(name) or not name:
             raise BadRequestError("The gateway refused the request: a header holds characters that may not be sent.")
         out.append((lower, value))
-    return out
+    return [h for h in out if h[0] not in named] if named else out
 
 
 def returnable(headers: Headers) -> Headers:
