@@ -4,51 +4,58 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from sidecar.config.environment import provider_keys
 from sidecar.config.models import Config, DeploymentSettings
+from sidecar.config.read import ConfigError, Fault
 from sidecar.routing.catalog import Catalog
 from sidecar.spend.cost import UNPRICED, Price
-from sidecar.spend.price_loader import known_models, load_price
 from sidecar.spend.prices import price_from_config
 from sidecar.translate.registry import PROVIDERS
 from sidecar.types import Budget, Deployment, Limits, Secret, Timeouts, usd_to_nano
 
+PriceResolver = Callable[[str, str], Price]
+
+
+def deployments(config: Config, resolve_price: PriceResolver, env: Mapping[str, str]) -> tuple[Deployment, ...]:
+    """All deployments, in the file's order. Pure: `resolve_price(provider, model)` is asked where the file has no
+    price; a wildcard stays unpriced, for its models are priced by name. Without `models`, keys in `env` make wildcard
+    groups."""
+    if not config.models:
+        return tuple(_from_key(name, key) for name, key in provider_keys(env).items())
+    return tuple(
+        _deployment(model.name, i, settings, resolve_price)
+        for model in config.models
+        for i, settings in enumerate(model.deployments)
+    )
+
 
 def build_catalog(config: Config, env: Mapping[str, str]) -> Catalog:
-    """All deployments with their prices. Without any `models`, provider keys in the environment make wildcards."""
-    deployments: list[Deployment] = []
-    tables: dict[str, Mapping[str, Price]] = {}
-    for model in config.models:
-        for i, settings in enumerate(model.deployments):
-            deployment = _deployment(model.name, i, settings)
-            deployments.append(deployment)
-            if "*" in settings.model and settings.price is None:
-                tables[settings.provider] = known_models(settings.provider)
-    if not config.models:
-        for provider in PROVIDERS.values():
-            key = env.get(provider.api_key_env or "")
-            if key and provider.default_base_url is not None:
-                deployments.append(
-                    Deployment(
-                        deployment_id=provider.name,
-                        group=f"{provider.name}/*",
-                        provider=provider.name,
-                        model="*",
-                        base_url=provider.default_base_url,
-                        api_key=Secret(key.strip()),
-                        price=UNPRICED,
-                    )
-                )
-                tables[provider.name] = known_models(provider.name)
-    return Catalog(deployments, fallbacks=config.routing.fallbacks, aliases=config.routing.aliases, prices=dict(tables))
+    """The catalog with all prices; a wildcard deployment without a price of its own gets its provider's table."""
+    from sidecar.spend.price_loader import known_models, load_price
+
+    made = deployments(config, load_price, env)
+    tables = {d.provider: known_models(d.provider) for d in made if "*" in d.model and d.price is UNPRICED}
+    return Catalog(made, fallbacks=config.routing.fallbacks, aliases=config.routing.aliases, prices=tables)
 
 
-def _deployment(group: str, index: int, settings: DeploymentSettings) -> Deployment:
-    provider = PROVIDERS[settings.provider]
+def _from_key(provider: str, key: Secret) -> Deployment:
+    return Deployment(
+        deployment_id=provider,
+        group=f"{provider}/*",
+        provider=provider,
+        model="*",
+        base_url=PROVIDERS[provider].default_base_url or "",
+        api_key=key,
+        price=UNPRICED,
+    )
+
+
+def _deployment(group: str, index: int, settings: DeploymentSettings, resolve_price: PriceResolver) -> Deployment:
     if settings.price is None:
-        price = UNPRICED if "*" in settings.model else load_price(settings.provider, settings.model)
+        price = UNPRICED if "*" in settings.model else resolve_price(settings.provider, settings.model)
     elif settings.price == "free":
         price = price_from_config("free")
     else:
@@ -58,7 +65,7 @@ def _deployment(group: str, index: int, settings: DeploymentSettings) -> Deploym
         group=group,
         provider=settings.provider,
         model=settings.model,
-        base_url=(settings.base_url or provider.default_base_url or "").rstrip("/"),
+        base_url=settings.base_url or PROVIDERS[settings.provider].default_base_url or "",
         api_key=settings.api_key,
         weight=settings.weight,
         order=settings.order,
@@ -68,7 +75,7 @@ def _deployment(group: str, index: int, settings: DeploymentSettings) -> Deploym
         max_output_tokens=settings.max_output_tokens,
         params=settings.params,
         drop_params=settings.drop_params,
-        headers=tuple((k.lower().encode("ascii"), v.encode("latin-1")) for k, v in settings.headers.items()),
+        headers=tuple((k.lower().encode("ascii"), v.reveal().encode("latin-1")) for k, v in settings.headers.items()),
     )
 
 
@@ -82,23 +89,48 @@ def global_budgets(config: Config) -> tuple[Budget, ...]:
     return (Budget(usd_to_nano(config.budget.max_usd), config.budget.duration),)
 
 
-def ensure_master_key(config: Config) -> tuple[Secret, Path | None]:
+def ensure_master_key(config: Config, data_dir: Path | None = None) -> tuple[Secret, Path | None]:
     """The configured master key; else the one of the data folder, made at first start (mode 0600). The second value is
-    its file if it was made just now."""
-    assert config.auth != "none"
+    its file if it was made just now. Several starters at once agree on one key. Raises ConfigError if the folder is not
+    writable or the file holds no key."""
+    if config.auth == "none":
+        raise ValueError("'auth: none' has no master key")
     if config.auth.master_key is not None:
         return config.auth.master_key, None
-    path = master_key_file(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = "sk-" + secrets.token_urlsafe(32)
+    path = master_key_file(config) if data_dir is None else data_dir / "master_key"
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return Secret(path.read_text().strip()), None
-    with os.fdopen(handle, "w") as file:
-        file.write(made + "\n")
-    return Secret(made), path
+        made = _make_once(path)
+        key = path.read_text("ascii").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not ASCII text"
+        what = f"the master key cannot be kept here ({reason}); set SIDECAR_MASTER_KEY, or make the folder writable"
+        raise ConfigError([Fault(0, 0, str(path), what)]) from None
+    if len(key) < 16:
+        raise ConfigError([Fault(0, 0, str(path), "holds no master key; delete the file, and start again")])
+    return Secret(key), path if made else None
+
+
+def _make_once(path: Path) -> bool:
+    """True if this call made the file. It appears whole or not at all: it is written aside, then linked to its name."""
+    if path.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write("sk-" + secrets.token_urlsafe(32) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        return True
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def master_key_file(config: Config) -> Path:
+    """`master_key` in the data folder: the one that holds `store.journal_dir`."""
     return Path(config.store.journal_dir).parent / "master_key"

@@ -1,16 +1,77 @@
-"""Cross-references of a configuration: names that must exist, values that must fit each other."""
+"""Cross-references of a configuration: names that must exist, values that must fit each other.
+
+Works on what is valid, also when other parts are not, so that all faults are told at once.
+"""
 
 from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from pydantic import ValidationError
+
 from sidecar.config.models import Config, DeploymentSettings
+from sidecar.config.read import KeyPath
 from sidecar.translate.registry import PROVIDERS
 
-Where = tuple[str | int, ...]
+CrossFault = tuple[KeyPath, str]
+
+PLACE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "bedrock": ("region", "aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
+    "vertex": ("region", "project"),
+    "azure": ("api_version",),
+}
+"""Which provider uses which of the keys that say where a model runs."""
+_ALL_PLACE_KEYS = ("region", "project", "api_version", *PLACE_KEYS["bedrock"][1:])
+_LOCAL_SUFFIXES = (".local", ".localhost", ".internal", ".lan", ".home.arpa", ".test", ".svc")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The valid sections by name, and every model and deployment that is valid by itself."""
+
+    sections: Mapping[str, Any]
+    names: tuple[tuple[int, str], ...]
+    deployments: tuple[tuple[int, int, str, DeploymentSettings], ...]
+    more_names: frozenset[str]
+    is_complete: bool
+    """False: some model name could not be read, so a name may exist though it is not here."""
+
+
+def parts_of(merged: Mapping[str, Any], *, more_names: Iterable[str] = (), is_complete: bool = True) -> Parts:
+    """`more_names`: groups that exist without standing in the file (provider keys of the environment)."""
+    sections: dict[str, Any] = {}
+    for name in Config.model_fields:
+        try:
+            sections[name] = getattr(Config(**({name: merged[name]} if name in merged else {})), name)
+        except ValidationError:
+            continue
+    names: list[tuple[int, str]] = []
+    deployments: list[tuple[int, int, str, DeploymentSettings]] = []
+    for i, model in enumerate(_items(merged.get("models"))):
+        group = model.get("name") if isinstance(model, dict) else None
+        if not isinstance(group, str) or not group:
+            is_complete = False
+            continue
+        names.append((i, group))
+        for j, deployment in enumerate(_items(model.get("deployments"))):
+            try:
+                deployments.append((i, j, group, DeploymentSettings.model_validate(deployment)))
+            except ValidationError:
+                continue
+    return Parts(sections, tuple(names), tuple(deployments), frozenset(more_names), is_complete)
+
+
+def cross_check(parts: Parts) -> list[CrossFault]:
+    """(where, what is wrong and the fix) for everything a single value cannot know."""
+    return [fault for check in _CHECKS for fault in check(parts)]
 
 
 def is_loopback(host: str) -> bool:
@@ -22,80 +83,140 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def cross_check(config: Config, *, has_file: bool) -> list[tuple[Where, str]]:
-    """(where, what is wrong and the fix) for everything a single value cannot know."""
-    faults: list[tuple[Where, str]] = []
-    names: set[str] = set()
-    for i, model in enumerate(config.models):
-        if model.name in names:
-            faults.append((("models", i, "name"), f"the model '{model.name}' stands twice; put all deployments in one"))
-        names.add(model.name)
-        if "*" in model.name[:-1]:
-            faults.append((("models", i, "name"), "a wildcard '*' may only stand at the end, as in 'openai/*'"))
-        for j, deployment in enumerate(model.deployments):
-            where: Where = ("models", i, "deployments", j)
-            faults += [((*where, *more), what) for more, what in _deployment(deployment, model.name)]
-    known = names | set(config.routing.aliases)
-    for name, targets in config.routing.fallbacks.items():
-        if name not in known:
-            faults.append((("routing", "fallbacks", name), _dangling("fallbacks", name, known)))
-        for k, target in enumerate(targets):
-            if target not in known:
-                faults.append((("routing", "fallbacks", name, k), _dangling("fallbacks", target, known)))
-    for name, target in config.routing.aliases.items():
-        if target not in names:
-            faults.append((("routing", "aliases", name), _dangling("aliases", target, names)))
-        if name in names:
-            faults.append((("routing", "aliases", name), f"'{name}' is a model and an alias; rename one"))
+def is_local(host: str) -> bool:
+    """Loopback, a private address, or a name only a private network resolves (`ollama`, `llm.team.svc`)."""
+    name = host.rstrip(".").lower()
     try:
-        ZoneInfo(config.budget.timezone)
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name or name.endswith(_LOCAL_SUFFIXES)
+    return address.is_loopback or address.is_private or address.is_link_local
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _server(parts: Parts) -> Iterator[CrossFault]:
+    server = parts.sections.get("server")
+    if parts.sections.get("auth") == "none" and server is not None and not is_loopback(server.host):
+        yield ("auth",), "'auth: none' needs server.host 127.0.0.1; give a master_key to listen elsewhere"
+
+
+def _store(parts: Parts) -> Iterator[CrossFault]:
+    store = parts.sections.get("store")
+    if store is None:
+        return
+    if not store.database_url.reveal().startswith(("sqlite:///", "postgresql://", "postgres://")):
+        yield ("store", "database_url"), "must begin with sqlite:/// or postgresql://"
+    if store.redis_url is not None and store.redis_url.reveal().partition(":")[0] not in ("redis", "rediss", "unix"):
+        yield ("store", "redis_url"), "must begin with redis://, rediss:// or unix://"
+
+
+def _budget(parts: Parts) -> Iterator[CrossFault]:
+    budget = parts.sections.get("budget")
+    if budget is None:
+        return
+    try:
+        ZoneInfo(budget.timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        faults.append((("budget", "timezone"), "not a timezone; use a name such as UTC or Europe/Berlin"))
-    if config.auth == "none" and not is_loopback(config.server.host):
-        faults.append((("auth",), "'auth: none' needs server.host 127.0.0.1; give a master_key to listen elsewhere"))
-    scheme = config.store.database_url.reveal().partition(":")[0]
-    if scheme not in ("sqlite", "postgresql", "postgres"):
-        faults.append((("store", "database_url"), "must begin with sqlite:/// or postgresql://"))
-    if config.store.redis_url is not None:
-        scheme = config.store.redis_url.reveal().partition(":")[0]
-        if scheme not in ("redis", "rediss", "unix"):
-            faults.append((("store", "redis_url"), "must begin with redis://, rediss:// or unix://"))
-    if config.budget.duration is not None and config.budget.max_usd is None:
-        faults.append((("budget", "duration"), "a global budget's duration needs max_usd beside it"))
-    if (config.upstream.client_cert is None) != (config.upstream.client_key is None):
-        faults.append((("upstream",), "client_cert and client_key belong together; give both"))
-    return faults
+        yield ("budget", "timezone"), "not a timezone this machine knows; use a name such as UTC or Europe/Berlin"
+    if budget.duration is not None and budget.max_usd is None:
+        yield ("budget", "duration"), "a global budget's duration needs max_usd beside it; add it"
 
 
-def _dangling(what: str, name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
+def _upstream(parts: Parts) -> Iterator[CrossFault]:
+    upstream = parts.sections.get("upstream")
+    if upstream is None:
+        return
+    if (upstream.client_cert is None) != (upstream.client_key is None):
+        yield ("upstream",), "client_cert and client_key belong together; give both"
+    for name in ("ca_file", "client_cert", "client_key"):
+        file = getattr(upstream, name)
+        if file is not None and not (Path(file).is_file() and os.access(file, os.R_OK)):
+            yield ("upstream", name), "no such readable file; mount it, or correct the path"
+    if upstream.proxy is not None and not _is_http_url(upstream.proxy.reveal()):
+        yield ("upstream", "proxy"), "must be the URL of an HTTP proxy, such as http://proxy.internal:3128"
+
+
+def _models(parts: Parts) -> Iterator[CrossFault]:
+    seen: set[str] = set()
+    for i, name in parts.names:
+        if name in seen:
+            yield ("models", i, "name"), f"the model '{name}' stands twice; put all deployments under one"
+        seen.add(name)
+        if "*" in name[:-1]:
+            yield ("models", i, "name"), "a wildcard '*' may only stand at the end, as in 'openai/*'"
+    for i, j, group, deployment in parts.deployments:
+        for key, what in _deployment(deployment, group):
+            yield ("models", i, "deployments", j, key), what
+
+
+def _names(parts: Parts) -> Iterator[CrossFault]:
+    routing = parts.sections.get("routing")
+    if routing is None or not parts.is_complete:
+        return
+    groups = {name for _, name in parts.names} | parts.more_names
+    known = groups | set(routing.aliases)
+    for name, targets in routing.fallbacks.items():
+        if not _exists(name, known):
+            yield ("routing", "fallbacks", name), _dangling("fallbacks name", name, known)
+        for k, target in enumerate(targets):
+            if target == name:
+                yield ("routing", "fallbacks", name, k), f"'{name}' falls back to itself; remove it"
+            elif not _exists(target, known):
+                yield ("routing", "fallbacks", name, k), _dangling("fallbacks name", target, known)
+    for name, target in routing.aliases.items():
+        if not _exists(target, groups):
+            yield ("routing", "aliases", name), _dangling("aliases name", target, groups)
+        if name in groups:
+            yield ("routing", "aliases", name), f"'{name}' is a model and an alias; rename one"
+
+
+def _exists(name: str, known: Iterable[str]) -> bool:
+    return any(name == k or (k.endswith("*") and name.startswith(k[:-1]) and name != k[:-1]) for k in known)
+
+
+def _dangling(what: str, name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
     hint = f"did you mean '{close[0]}'?" if close else "add it under models, or remove it here"
-    return f"{what} name the model '{name}', which does not exist; {hint}"
+    return f"{what} the model '{name}', which does not exist; {hint}"
 
 
-def _deployment(deployment: DeploymentSettings, group: str) -> list[tuple[Where, str]]:
-    faults: list[tuple[Where, str]] = []
+def _deployment(deployment: DeploymentSettings, group: str) -> Iterator[tuple[str, str]]:
+    if ("*" in deployment.model) != group.endswith("*"):
+        yield "model", "a wildcard model needs a wildcard group and the other way round (name 'openai/*', model '*')"
     provider = PROVIDERS.get(deployment.provider)
     if provider is None:
         close = difflib.get_close_matches(deployment.provider, PROVIDERS, 1)
         hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(PROVIDERS))}"
-        return [(("provider",), f"unknown provider '{deployment.provider}'; {hint}")]
+        yield "provider", f"unknown provider '{deployment.provider}'; {hint}"
+        return
     if deployment.base_url is None:
         if provider.default_base_url is None:
-            faults.append((("provider",), f"provider {provider.name} needs 'base_url'; add it"))
-    else:
+            yield "provider", f"provider {provider.name} needs base_url; add it"
+    elif not deployment.allow_plain_http:
         url = urlsplit(deployment.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
-            faults.append((("base_url",), "must be an http(s) URL without query, such as https://api.openai.com/v1"))
-        elif url.username or url.password:
-            faults.append((("base_url",), "must not hold a credential; use api_key"))
-        else:
-            try:
-                _ = url.port
-            except ValueError:
-                faults.append((("base_url",), "has no valid port"))
+        if url.scheme == "http" and not is_local(url.hostname or ""):
+            yield (
+                "base_url",
+                "plain http would show the credential to the network; use https, or allow_plain_http: true",
+            )
     if deployment.api_key is None and provider.auth != "none" and provider.api_key_env is not None:
-        faults.append((("provider",), f"needs api_key: add api_key: ${{{provider.api_key_env}}}"))
-    if ("*" in deployment.model) != group.endswith("*"):
-        faults.append((("model",), "a wildcard model needs a wildcard group and the other way round ('openai/*': '*')"))
-    return faults
+        yield "provider", f'provider {provider.name} needs api_key; add api_key: "${{{provider.api_key_env}}}"'
+    uses = PLACE_KEYS.get(provider.name, ())
+    for key in _ALL_PLACE_KEYS:
+        if key not in uses and getattr(deployment, key) is not None:
+            yield key, f"provider {provider.name} does not use {key}; remove it"
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        _ = url.port
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https") and bool(url.hostname)
+
+
+_CHECKS: tuple[Callable[[Parts], Iterator[CrossFault]], ...] = (_server, _store, _budget, _upstream, _models, _names)

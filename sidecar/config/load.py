@@ -1,242 +1,161 @@
-"""From YAML and environment to a checked `Config`. Every error says file, line, column, what is wrong and the fix; all
-of them at once. Secrets never stand in a message.
+"""From YAML and environment to a checked `Config`: read, interpolate, override, validate, cross-check.
 
-`${NAME}`, `${NAME:-default}` and `${file:/path}` are replaced in strings; `$${` is a literal `${`.
+Every fault says file, line, column, what is wrong and the fix; all of them come at once. No secret stands in a message.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from sidecar.config.check import cross_check
+from sidecar.config.check import cross_check, parts_of
+from sidecar.config.environment import Overrides, merge, provider_key_faults, provider_keys, read_environment
+from sidecar.config.interpolate import Hidden, Interpolation
 from sidecar.config.models import Config
+from sidecar.config.read import ConfigError, Document, Fault, KeyPath, read_document
 
-_REFERENCE = re.compile(r"\$(\$\{)|\$\{([^}]*)\}")
-_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
-KNOWN_VARIABLES = frozenset({"SIDECAR_MASTER_KEY", "SIDECAR_CONFIG", "SIDECAR_URL"})
-Path_ = tuple[str | int, ...]
-
-
-class ConfigError(Exception):
-    """One or more faults; `str()` gives one line each."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
-
-
-class _Source:
-    """Where a value stands in the file."""
-
-    def __init__(self, name: str, tree: Any) -> None:
-        self.name = name
-        self.tree = tree
-
-    def at(self, path: Path_, *, key: bool = False) -> str:
-        node, line, column = self.tree, 0, 0
-        for i, part in enumerate(path):
-            if not hasattr(node, "lc"):
-                break
-            try:
-                is_key = key and i == len(path) - 1
-                data = node.lc.data[part]
-                line, column = (data[0], data[1]) if is_key or len(data) < 4 else (data[2], data[3])
-                node = node[part]
-            except (KeyError, IndexError, TypeError):
-                break
-        return f"{self.name}:{line + 1}:{column + 1}"
+_MESSAGES = {
+    "missing": "is missing; add it",
+    "model_type": "must be a mapping: {…}, or indented keys below it",
+    "dict_type": "must be a mapping: {…}, or indented keys below it",
+    "list_type": "must be a list: […], or lines that begin with '- '",
+    "string_type": "must be text; quote it",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "decimal_type": "must be a number",
+    "decimal_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "too_short": "needs at least one entry; add one",
+}
 
 
 def load_config(path: str | os.PathLike[str] | None = None, env: Mapping[str, str] | None = None) -> Config:
     """Read a file (or none: provider keys found in the environment make `provider/model` names). Raises ConfigError."""
     env = os.environ if env is None else env
-    source, data = _read(Path(path)) if path is not None else (_Source("environment", {}), {})
-    faults: list[str] = []
-    plain = _interpolate(data, (), source, env, faults)
-    overrides, env_faults = _environment(env)
-    faults += env_faults
-    if faults:
-        raise ConfigError(faults)
-    merged = _merge(plain, overrides)
-    master = env.get("SIDECAR_MASTER_KEY")
-    if master and merged.get("auth") != "none":
-        merged["auth"] = {"master_key": master, **(merged.get("auth") or {})}
+    document = read_document(Path(path)) if path is not None else Document(None)
+    hidden = Hidden()
+    interpolation = Interpolation(document, env, hidden)
+    plain = interpolation.run()
+    overrides = read_environment(env)
+    for name in overrides.names.values():
+        hidden.add(env[name], f"${{{name}}}")
+    merged = merge(plain, overrides.values)
+    faults = [*document.faults, *interpolation.faults, *overrides.faults]
+    faults += _take_master_key(merged, env, document, overrides)
+    is_by_environment = not merged.get("models")
+    if is_by_environment:
+        faults += provider_key_faults(env)
+    settings: Config | None = None
+    found: list[tuple[KeyPath, str, bool]] = []
     try:
-        config = Config(**merged)
+        settings = Config(**merged)
     except ValidationError as error:
-        raise ConfigError(sorted({_fault(e, source, overrides) for e in error.errors()})) from None
-    faults = [f"{source.at(where)}: {what}" for where, what in cross_check(config, has_file=path is not None)]
-    if faults:
+        found = [_explain(e, merged) for e in error.errors(include_url=False, include_input=False)]
+    parts = parts_of(
+        merged,
+        more_names=(f"{name}/*" for name in provider_keys(env)) if is_by_environment else (),
+        is_complete=not any(p[:1] == ("models",) and p[-1:] == ("name",) for p in interpolation.broken),
+    )
+    found += [(where, what, False) for where, what in cross_check(parts)]
+    for where, what, is_key in found:
+        if not _is_within(where, interpolation.broken):
+            faults.append(_place(where, hidden.clean(what), is_key, document, overrides))
+    if faults or settings is None:
         raise ConfigError(faults)
-    return config
+    return settings
 
 
-def _read(path: Path) -> tuple[_Source, dict[str, Any]]:
-    name = str(path)
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigError([f"{name}: cannot be read ({error.strerror}); give the path of a sidecar.yaml"]) from None
-    except UnicodeDecodeError:
-        raise ConfigError([f"{name}: is not UTF-8 text"]) from None
-    yaml = YAML(typ="rt")
-    try:
-        tree = yaml.load(text)
-    except DuplicateKeyError as error:
-        mark = error.problem_mark
-        what = str(error.problem).split(" with value")[0].replace("found duplicate key", "the key")
-        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise ConfigError([f"{where}: {what} stands here a second time; remove one"]) from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise ConfigError([f"{where}: not valid YAML ({error.problem or error.context})"]) from None
-    except (YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError([f"{name}: not valid YAML ({type(error).__name__})"]) from None
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise ConfigError([f"{name}:1:1: must be a mapping such as 'server: {{port: 4000}}'"])
-    return _Source(name, tree), tree
+def _take_master_key(
+    merged: dict[str, Any], env: Mapping[str, str], document: Document, overrides: Overrides
+) -> list[Fault]:
+    """SIDECAR_MASTER_KEY is the short name of SIDECAR_AUTH__MASTER_KEY."""
+    value = env.get("SIDECAR_MASTER_KEY")
+    auth = merged.get("auth", {})
+    if not value or ("auth", "master_key") in overrides.names:
+        return []
+    if auth == "none":
+        return [document.at(("auth",), "'auth: none' and SIDECAR_MASTER_KEY contradict each other; remove one")]
+    if isinstance(auth, dict):
+        overrides.names["auth", "master_key"] = "SIDECAR_MASTER_KEY"
+        merged["auth"] = {**auth, "master_key": value}
+    return []
 
 
-def _interpolate(value: Any, path: Path_, source: _Source, env: Mapping[str, str], faults: list[str]) -> Any:
-    if isinstance(value, dict):
-        out: dict[str, Any] = {}
-        for key, item in value.items():
-            if not isinstance(key, str):
-                faults.append(f"{source.at((*path, key), key=True)}: the key {key!r} must be a string; quote it")
-                continue
-            out[key] = _interpolate(item, (*path, key), source, env, faults)
-        return out
-    if isinstance(value, list):
-        return [_interpolate(item, (*path, i), source, env, faults) for i, item in enumerate(value)]
-    if not isinstance(value, str) or "$" not in value:
-        return str(value) if isinstance(value, str) else value
-
-    def replace(match: re.Match[str]) -> str:
-        if match[1]:
-            return "${"
-        inner = match[2]
-        if inner.startswith("file:"):
-            file = inner[5:]
-            try:
-                return Path(file).read_text("utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                faults.append(f"{source.at(path)}: cannot read the file {file} ({type(error).__name__})")
-                return ""
-        name = _NAME.fullmatch(inner)
-        if name is None:
-            faults.append(
-                f"{source.at(path)}: '${{…}}' must hold NAME, NAME:-default or file:/path; write $${{ for a plain one"
-            )
-            return ""
-        found = env.get(name[1])
-        if found:
-            return found
-        if name[2] is not None:
-            return name[2]
-        faults.append(
-            f"{source.at(path)}: the environment variable {name[1]} is not set; "
-            f"set it, or write ${{{name[1]}:-default}}"
-        )
-        return ""
-
-    return _REFERENCE.sub(replace, value)
+def _is_within(path: KeyPath, broken: set[KeyPath]) -> bool:
+    return any(path[:n] in broken for n in range(1, len(path) + 1))
 
 
-def _environment(env: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """Overrides from SIDECAR_… variables, and faults for those that name nothing."""
-    ours = {k: v for k, v in env.items() if k.startswith("SIDECAR_") and k not in KNOWN_VARIABLES and v != ""}
-    faults: list[str] = []
-    usable: dict[str, str | None] = {}
-    known = _known_names()
-    for name, value in ours.items():
-        root = name.removeprefix("SIDECAR_").lower()
-        if root in known:
-            usable[name.lower()] = value
-        else:
-            close = difflib.get_close_matches(root, known, 1)
-            hint = f"did you mean SIDECAR_{close[0].upper()}?" if close else "remove it"
-            faults.append(f"environment: {name} names no setting; {hint}")
-    source = EnvSettingsSource(Config, case_sensitive=False, env_prefix="SIDECAR_", env_nested_delimiter="__")
-    source.env_vars = usable
-    try:
-        return source(), faults
-    except (ValueError, TypeError) as error:
-        return {}, [*faults, f"environment: {str(error).splitlines()[0]}; lists and mappings are written as JSON"]
+def _place(path: KeyPath, what: str, is_key: bool, document: Document, overrides: Overrides) -> Fault:
+    variable = overrides.variable_of(path)
+    if variable is not None:
+        return Fault(0, 0, f"environment: {variable}", what)
+    return document.at(path, what, key=is_key)
 
 
-def _known_names() -> set[str]:
-    names: set[str] = set()
-    for section, field in Config.model_fields.items():
-        names.add(section)
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        for kind in candidates:
-            if hasattr(kind, "model_fields"):
-                names.update(f"{section}__{name}" for name in kind.model_fields)
-    return names
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _fault(error: Any, source: _Source, overrides: Mapping[str, Any]) -> str:
-    """One line of a pydantic error, without any input value."""
-    # Union members and validators put their own names into the location; they are not in the file.
-    path = tuple(p for p in error["loc"] if not (isinstance(p, str) and _is_type_name(p)))
-    kind, message = error["type"], str(error["msg"])
+def _explain(error: Any, merged: Mapping[str, Any]) -> tuple[KeyPath, str, bool]:
+    """Where, what with the fix, and whether the key itself is at fault."""
+    kind, message = str(error["type"]), str(error["msg"])
+    path, is_key = _path_in(error["loc"], merged)
     name = ".".join(str(p) for p in path)
-    is_key = kind == "extra_forbidden"
-    node: Any = overrides
-    for part in path:
-        node = node.get(part) if isinstance(node, Mapping) else None
-    if node is not None:
-        where = "environment: SIDECAR_" + "__".join(str(p) for p in path).upper()
-    else:
-        where = source.at(path, key=is_key)
-    if is_key:
+    if kind == "extra_forbidden":
         known = _siblings(path)
         close = difflib.get_close_matches(str(path[-1]), known, 1)
         hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(sorted(known))}"
-        return f"{where}: unknown key '{name}'; {hint}"
+        return path, f"unknown key '{name}'; {hint}", True
     if kind == "missing":
-        return f"{where}: '{name}' is missing; add it"
-    message = message.removeprefix("Value error, ")
-    return f"{where}: '{name}': {message[:1].lower()}{message[1:]}"
+        return path, f"'{name}' {_MESSAGES[kind]}", False
+    if kind in ("model_type", "dict_type") and _node(path, merged) is None:
+        return path, f"'{name}' is empty; remove the line, or give it its keys", False
+    message = _MESSAGES.get(kind) or message.removeprefix("Value error, ").replace("Input should be", "must be")
+    return path, f"'{name}': {message[:1].lower()}{message[1:]}", is_key
 
 
-def _is_type_name(part: str) -> bool:
-    return part.endswith("Settings") or part.startswith(("literal[", "function-", "nullable", "is-instance"))
+def _path_in(loc: tuple[str | int, ...], merged: Any) -> tuple[KeyPath, bool]:
+    """The part of pydantic's location that is in the data: it adds the tags of unions, and `[key]` for a key."""
+    path: list[str | int] = []
+    node: Any = merged
+    is_key = False
+    for i, part in enumerate(loc):
+        if part == "[key]":
+            is_key = True
+            continue
+        if isinstance(node, dict) and part not in node and i < len(loc) - 1:
+            continue
+        if not isinstance(node, (dict, list)):
+            continue
+        path.append(part)
+        node = _node((part,), node)
+    return tuple(path), is_key
 
 
-def _siblings(path: Path_) -> set[str]:
+def _node(path: KeyPath, merged: Any) -> Any:
+    for part in path:
+        try:
+            merged = merged[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return merged
+
+
+def _siblings(path: KeyPath) -> set[str]:
+    """The keys the model knows where `path` ends."""
     fields: Any = Config.model_fields
     for part in path[:-1]:
         if isinstance(part, int):
             continue
-        field = fields.get(part)
-        if field is None:
+        if part not in fields:
             return set()
-        stack = [field.annotation]
+        stack = [fields[part].annotation]
         fields = {}
         while stack:
             kind = stack.pop()

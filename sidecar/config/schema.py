@@ -8,7 +8,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from sidecar.config.models import Config
 
-_REFERENCE = {"type": "string", "pattern": r"\$\{[^}]+\}"}
+_REFERENCE = {"type": "string", "pattern": r"\$\{[^}]+\}", "description": "${NAME}, ${NAME:-default}, ${file:/path}"}
+_ABOUT = ("title", "description", "default", "examples")
 
 
 class _Generator(GenerateJsonSchema):
@@ -23,14 +24,32 @@ def json_schema() -> dict[str, Any]:
     schema["$defs"]["Reference"] = _REFERENCE
     for part in [schema, *schema["$defs"].values()]:
         for name, field in part.get("properties", {}).items():
-            part["properties"][name] = _or_reference(field)
+            part["properties"][name] = _with_reference(field)
     return schema
 
 
-def _or_reference(field: dict[str, Any]) -> dict[str, Any]:
-    if field.get("type") not in ("integer", "number", "boolean") and "anyOf" not in field:
-        return field
-    outer: dict[str, Any] = {k: field[k] for k in ("title", "description", "default") if k in field}
-    inner = {k: v for k, v in field.items() if k not in outer}
-    options = inner["anyOf"] if set(inner) == {"anyOf"} else [inner]
-    return {**outer, "anyOf": [*options, {"$ref": "#/$defs/Reference"}]}
+def _with_reference(field: dict[str, Any]) -> dict[str, Any]:
+    """The same, where every scalar may also be a `${…}`. A string without conditions admits one anyway."""
+    options = _options(field)
+    about = {k: field[k] for k in _ABOUT if k in field}
+    if any(_excludes_reference(option) for option in options):
+        return {**about, "anyOf": [*options, {"$ref": "#/$defs/Reference"}]}
+    return {**about, **options[0]} if len(options) == 1 else {**about, "anyOf": options}
+
+
+def _options(field: dict[str, Any]) -> list[dict[str, Any]]:
+    """Unions flattened, lists and mappings treated inside."""
+    nested = field.get("anyOf") or field.get("oneOf")
+    if nested is not None:
+        return [leaf for option in nested for leaf in _options(option)]
+    leaf = {k: v for k, v in field.items() if k not in _ABOUT}
+    for key in ("items", "additionalProperties"):
+        if isinstance(leaf.get(key), dict):
+            leaf[key] = _with_reference(leaf[key])
+    return [leaf]
+
+
+def _excludes_reference(leaf: dict[str, Any]) -> bool:
+    if leaf.get("type") == "string":
+        return not set(leaf) <= {"type", "minLength", "maxLength"}
+    return leaf.get("type") in ("integer", "number", "boolean")
