@@ -13,7 +13,7 @@ import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -285,42 +285,40 @@ def _window(since_at: float | None, until_at: float | None) -> list[Any]:
     return where
 
 
+_key = itemgetter(0, 1, 2)
+_plain_of = attrgetter(*(field for _, field in _PLAIN))
+_usage_of = attrgetter(*_USAGE)
+_counts_of = attrgetter("cost_nano", "duration_ms")
+_small_of = attrgetter("attempt", "revision", "http_status")
+_text_of = attrgetter(
+    "request_id", "end_user_id", "key_alias", "user_id", "team_id", "organization_id", "model", "group"
+)
+_NO_NAMES = "[]"
+
+
 def _values(record: SpendRecord) -> tuple[Any, ...]:
-    if not _is_storable(record):
+    usage = _usage_of(record.usage)
+    if not _is_storable(record, usage):
         record = storable(record)
-    usage = record.usage
+        usage = _usage_of(record.usage)
     return (
-        *[getattr(record, name) for _, name in _PLAIN],
+        *_plain_of(record),
         _micros(record.at),
-        _encode(record.dropped).decode(),
-        _encode(record.budget_keys).decode(),
-        *[getattr(usage, name) for name in _USAGE],
+        _encode(record.dropped).decode() if record.dropped else _NO_NAMES,
+        _encode(record.budget_keys).decode() if record.budget_keys else _NO_NAMES,
+        *usage,
     )
 
 
-_key = itemgetter(0, 1, 2)
-_CLIENT_TEXT = ("request_id", "end_user_id", "key_alias", "user_id", "team_id", "organization_id", "model", "group")
-
-_COUNTS = ("cost_nano", "duration_ms")
-_SMALL_COUNTS = ("attempt", "revision", "http_status")
-
-
-def _is_storable(record: SpendRecord) -> bool:
+def _is_storable(record: SpendRecord, usage: tuple[int | None, ...]) -> bool:
     """Text that clients choose may hold what PostgreSQL does not take, and a vendor may claim any count."""
-    for name in _CLIENT_TEXT:
-        value = getattr(record, name)
-        if value and not value.isprintable():
-            return False
-    if not all(name.isprintable() for name in record.dropped):
+    if not "".join(filter(None, (*_text_of(record), *record.dropped))).isprintable():
         return False
-    for name in _COUNTS:
-        if not -(2**63) < getattr(record, name) < 2**63:
-            return False
-    for name in _SMALL_COUNTS:
-        if not -(2**31) < getattr(record, name) < 2**31:
-            return False
-    usage = record.usage
-    return all((count := getattr(usage, name)) is None or -(2**63) < count < 2**63 for name in _USAGE)
+    counts = (*_counts_of(record), *filter(None, usage))
+    if max(counts) >= 2**63 or min(counts) <= -(2**63):
+        return False
+    small = _small_of(record)
+    return bool(max(small) < 2**31 and min(small) > -(2**31))
 
 
 def _record(row: Mapping[Any, Any]) -> SpendRecord:
