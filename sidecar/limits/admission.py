@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
-from typing import Any, Literal
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 from sidecar.errors import BudgetExceededError, UnavailableError
@@ -87,7 +87,6 @@ class Admission:
         self._local: MemoryStore | None = None
         self._live: dict[str, Grant] = {}
         self._owed: dict[str, _Debt] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def claims_of(
         self, identity: Identity, model: str, *, limits: bool = True, budgets: bool = True, now: float | None = None
@@ -128,8 +127,8 @@ class Admission:
             tuple(tokens),
             tuple(slots),
             found,
-            max((w.start_at for w in found), default=float("-inf")),
             min((w.end_at for w in found), default=float("inf")),
+            max((w.start_at for w in found), default=float("-inf")),
         )
 
     async def acquire(
@@ -164,9 +163,8 @@ class Admission:
             store = self._local
             claims, result = await self._ask(store, claims, minimum, *ask)
         except asyncio.CancelledError:
-            # Nobody will settle this: whether it was admitted or not, take it back, now or when the store answers.
+            # Nobody will settle this. The store takes it back at once; if it cannot, the next tick does.
             self._owe(exchange_id, _Debt("cancel"))
-            self._background(self._pay(exchange_id))
             raise
         if type(result) is Denied:
             raise refusal(result)
@@ -321,11 +319,6 @@ class Admission:
             del self._owed[exchange_id]
         return True
 
-    def _background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.ensure_future(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def spent(self, identity: Identity) -> dict[str, int]:
         """Counter by key, holds included, of this caller's windows now. Raises UnavailableError."""
         claims = self.claims_of(identity, "", limits=False)
@@ -391,8 +384,6 @@ class Admission:
                             break
             except TimeoutError:
                 pass
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=2.0)
         await self.store.aclose()
 
 

@@ -26,8 +26,8 @@ class Claims:
     tokens: tuple[RateClaim, ...]
     slots: tuple[RateClaim, ...]
     windows: tuple[BudgetWindow, ...]
-    valid_from: float = float("-inf")
     valid_until: float = float("inf")
+    valid_from: float = float("-inf")
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What a store derives from the claims (its wire form), kept as long as they are."""
 

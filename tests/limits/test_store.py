@@ -254,7 +254,9 @@ async def test_a_cancelled_caller_leaves_nothing_held(redis_url: str) -> None:
     await store.aclose()
 
 
-async def test_a_flushed_server_is_cold_and_its_scripts_are_loaded_again(start_redis: Callable[..., LocalServer]) -> None:
+async def test_a_flushed_server_is_cold_and_its_scripts_are_loaded_again(
+    start_redis: Callable[..., LocalServer],
+) -> None:
     import redis.asyncio
 
     own_redis = start_redis()
@@ -268,7 +270,9 @@ async def test_a_flushed_server_is_cold_and_its_scripts_are_loaded_again(start_r
     await store.aclose()
 
 
-async def test_a_dead_server_is_told_within_the_deadline_and_found_again(start_redis: Callable[..., LocalServer]) -> None:
+async def test_a_dead_server_is_told_within_the_deadline_and_found_again(
+    start_redis: Callable[..., LocalServer],
+) -> None:
     own_redis = start_redis()
     store = open_store(own_redis.url, deadline_s=0.3)
     what = claims(rpm={"key": 5})

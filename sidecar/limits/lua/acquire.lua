@@ -9,9 +9,9 @@
 -- | 'cold index...' | 'stale now' | 'gone'; instants in µs.
 local id = ARGV[1]
 local record = KEYS[#KEYS]
-local known = redis.call('HMGET', record, 'at', 'hold', 'gone')
-if known[3] then return 'gone' end
-if known[1] then return 'ok ' .. known[1] .. ' ' .. known[2] .. ' -1 0 0 -1 0 0' end
+local known = redis.call('HMGET', record, 'answer', 'gone')
+if known[2] then return 'gone' end
+if known[1] then return known[1] end
 
 local now
 if ARGV[2] == '' then
@@ -151,8 +151,10 @@ for i = 0, n_bud - 1 do
   local forget = ARGV[16 + n_req + n_tok + n_slot + i * 4 + 3]
   if forget ~= '' then redis.call('EXPIREAT', KEYS[bud0 + i], forget) end
 end
-redis.call('HSET', record, 'at', score, 'hold', held, 'tokens', ARGV[4], 'owner', ARGV[7], 'keys', ARGV[15])
+local answer = 'ok ' .. score .. ' ' .. held .. ' ' .. text(req_limit) .. ' ' .. text(req_left) .. ' ' .. text(req_reset)
+  .. ' ' .. text(tok_limit) .. ' ' .. text(tok_left) .. ' ' .. text(tok_reset)
+redis.call('HSET', record, 'answer', answer, 'at', score, 'hold', held, 'tokens', ARGV[4], 'owner', ARGV[7],
+  'keys', ARGV[15])
 redis.call('PEXPIRE', record, 172800000)
 redis.call('ZADD', KEYS[2], expiry, id)
-return 'ok ' .. score .. ' ' .. held .. ' ' .. req_limit .. ' ' .. req_left .. ' ' .. text(req_reset)
-  .. ' ' .. tok_limit .. ' ' .. tok_left .. ' ' .. text(tok_reset)
+return answer

@@ -80,8 +80,19 @@ class RedisStore:
             b"1" if is_forced else b"",
         )
         data = head + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in dynamic]) + tail
-        answer = await asyncio.shield(self._link.call(data))
+        try:
+            answer = await asyncio.shield(self._link.call(data))
+        except asyncio.CancelledError:
+            # Nobody will settle this: whether it is admitted or not, it is taken back.
+            self._link.background(self._take_back(exchange_id))
+            raise
         return _answer(answer, claims)
+
+    async def _take_back(self, exchange_id: str) -> None:
+        try:
+            await self.cancel(exchange_id)
+        except StoreDownError:
+            return  # Admission owes it still; else the lease runs out
 
     def _wire(self, claims: Claims) -> tuple[bytes, bytes]:
         """The command before and after what differs per exchange, packed once per claims."""
