@@ -1,0 +1,348 @@
+"""A provider that misbehaves on command, on real sockets, in OpenAI's and Anthropic's dialects.
+
+It logs every request's bytes and when and how its socket closed. A script says how the next requests are answered;
+without one, and after it, every answer is whole. It runs on the test's loop, or in a thread of its own (`in_thread`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+WORDS = ("one", " two", " three", " four", " five")
+PROMPT_TOKENS, COMPLETION_TOKENS = 11, 5
+
+Kind = Literal[
+    "ok", "cut", "reset", "stall", "malform", "status", "no_usage", "empty", "null", "html", "silent", "endless"
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What to do with one request. `after` counts stream events (or, unstreamed, quarters of the body) sent before the
+    fault; `drip_s` waits between events."""
+
+    kind: Kind = "ok"
+    after: int = 0
+    status: int = 200
+    body: bytes | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    drip_s: float = 0.0
+
+
+@dataclass
+class Seen:
+    """One request as it arrived."""
+
+    head: bytes
+    body: bytes
+    connection: int
+    at: float
+    closed_at: float | None = None
+    closed_how: str = ""
+    events_sent: int = 0
+    is_answered: bool = False
+
+    @property
+    def target(self) -> str:
+        return self.head.split(b" ", 2)[1].decode("latin-1")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        lines = self.head.split(b"\r\n")[1:]
+        return {n.strip().lower(): v.strip() for n, _, v in (li.decode("latin-1").partition(":") for li in lines) if n}
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def _event(value: Any, name: str = "") -> bytes:
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(value, separators=(',', ':'))}\n\n".encode()
+
+
+def chat_events(*, usage: bool, forced_usage: bool) -> list[bytes]:
+    base = {"id": "chatcmpl-f", "object": "chat.completion.chunk", "created": 1, "model": "fault"}
+
+    def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
+        return _event({**base, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+    events = [chunk({"role": "assistant", "content": ""}), *(chunk({"content": w}) for w in WORDS), chunk({}, "stop")]
+    if usage and forced_usage:
+        total = PROMPT_TOKENS + COMPLETION_TOKENS
+        counts = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS, "total_tokens": total}
+        events.append(_event({**base, "choices": [], "usage": counts}))
+    return [*events, b"data: [DONE]\n\n"]
+
+
+def message_events(*, usage: bool) -> list[bytes]:
+    counts = {"input_tokens": PROMPT_TOKENS, "output_tokens": 1} if usage else {}
+    message = {
+        "id": "msg_f", "type": "message", "role": "assistant", "model": "fault", "content": [], "stop_reason": None,
+        "stop_sequence": None, "usage": counts,
+    }  # fmt: skip
+    deltas = [
+        _event(
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": w}},
+            "content_block_delta",
+        )
+        for w in WORDS
+    ]
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}}
+    end["usage"] = {"output_tokens": COMPLETION_TOKENS} if usage else {}
+    block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    return [
+        _event({"type": "message_start", "message": message}, "message_start"),
+        _event(block, "content_block_start"),
+        *deltas,
+        _event({"type": "content_block_stop", "index": 0}, "content_block_stop"),
+        _event(end, "message_delta"),
+        _event({"type": "message_stop"}, "message_stop"),
+    ]
+
+
+def chat_body(*, usage: bool) -> bytes:
+    message = {"role": "assistant", "content": "".join(WORDS)}
+    answer: dict[str, Any] = {
+        "id": "chatcmpl-f", "object": "chat.completion", "created": 1, "model": "fault",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+    }  # fmt: skip
+    if usage:
+        total = PROMPT_TOKENS + COMPLETION_TOKENS
+        answer["usage"] = {
+            "prompt_tokens": PROMPT_TOKENS,
+            "completion_tokens": COMPLETION_TOKENS,
+            "total_tokens": total,
+        }
+    return json.dumps(answer).encode()
+
+
+def message_body(*, usage: bool) -> bytes:
+    counts = {"input_tokens": PROMPT_TOKENS, "output_tokens": COMPLETION_TOKENS} if usage else {}
+    return json.dumps(
+        {
+            "id": "msg_f", "type": "message", "role": "assistant", "model": "fault", "stop_reason": "end_turn",
+            "stop_sequence": None, "content": [{"type": "text", "text": "".join(WORDS)}], "usage": counts,
+        }
+    ).encode()  # fmt: skip
+
+
+class FaultProvider:
+    """`base_url` ends before `/v1`. `script(...)` is used up in order of arrival."""
+
+    def __init__(self) -> None:
+        self.requests: list[Seen] = []
+        self.connections = 0
+        self.base_url = ""
+        self._script: deque[Fault] = deque()
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def script(self, *faults: Fault) -> None:
+        self._script.extend(faults)
+
+    def reset(self) -> None:
+        self.requests.clear()
+        self._script.clear()
+
+    @property
+    def open_requests(self) -> list[Seen]:
+        return [r for r in self.requests if r.closed_at is None]
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
+        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def aclose(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        number = self.connections
+        mine: list[Seen] = []
+        how = "cancelled"
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n"))[:-4]
+                seen = Seen(head, b"", number, time.monotonic())
+                seen.body = await reader.readexactly(int(seen.headers.get("content-length", "0")))
+                self.requests.append(seen)
+                mine.append(seen)
+                fault = self._script.popleft() if self._script else Fault()
+                answering = asyncio.ensure_future(self._answer(seen, fault, writer))
+                leaving = asyncio.ensure_future(reader.read(1))
+                done, _ = await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if leaving in done:
+                    answering.cancel()
+                    await asyncio.wait({answering})
+                    how = "left"
+                    leaving.result()
+                    return
+                ends = answering.result()
+                if ends:
+                    leaving.cancel()
+                    await asyncio.wait({leaving})
+                    how = ends
+                    return
+                seen.is_answered = True
+                # Keep-alive: what `leaving` reads next is the next request's first byte.
+                first = await leaving
+                if not first:
+                    how = "idle"
+                    return
+                reader.feed_data(b"")  # wakes nothing; the byte is put back below
+                rest = bytes(reader._buffer)  # type: ignore[attr-defined]
+                reader._buffer.clear()  # type: ignore[attr-defined]
+                reader.feed_data(first + rest)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            how = "reset" if isinstance(error, ConnectionResetError) else "left"
+        except asyncio.CancelledError:
+            pass
+        finally:
+            for seen in mine:
+                if seen.closed_at is None:
+                    seen.closed_at, seen.closed_how = time.monotonic(), how
+            self._tasks.discard(task)
+            writer.close()
+
+    async def _answer(self, seen: Seen, fault: Fault, writer: asyncio.StreamWriter) -> str:
+        """How the connection ends: "" keeps it alive."""
+        if fault.kind == "silent":
+            await asyncio.sleep(3600)
+        if fault.kind == "status":
+            body = fault.body if fault.body is not None else b'{"error":{"message":"scripted","type":"server_error"}}'
+            await self._whole(writer, fault.status, body, fault.headers)
+            return ""
+        fixed = {"empty": b"", "null": b"null", "html": b"<html><body>Bad gateway</body></html>"}.get(fault.kind)
+        if fixed is not None:
+            await self._whole(writer, fault.status, fixed, fault.headers, "text/html" if fault.kind == "html" else None)
+            return ""
+        is_messages = "/messages" in seen.target
+        payload = json.loads(seen.body)
+        usage = fault.kind != "no_usage"
+        if payload.get("stream"):
+            forced = bool((payload.get("stream_options") or {}).get("include_usage"))
+            events = message_events(usage=usage) if is_messages else chat_events(usage=usage, forced_usage=forced)
+            return await self._stream(seen, fault, writer, events)
+        body = message_body(usage=usage) if is_messages else chat_body(usage=usage)
+        return await self._pieces(fault, writer, body)
+
+    async def _whole(
+        self,
+        writer: asyncio.StreamWriter,
+        status: int,
+        body: bytes,
+        headers: tuple[tuple[str, str], ...],
+        kind: str | None = None,
+    ) -> None:
+        lines = [f"HTTP/1.1 {status} X", f"content-type: {kind or 'application/json'}", f"content-length: {len(body)}"]
+        lines += [f"{n}: {v}" for n, v in headers]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+
+    async def _stream(self, seen: Seen, fault: Fault, writer: asyncio.StreamWriter, events: list[bytes]) -> str:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        if fault.kind == "endless":
+            while True:
+                writer.write(b"%x\r\n%b\r\n" % (len(events[2]), events[2]))
+                await writer.drain()
+                seen.events_sent += 1
+                await asyncio.sleep(fault.drip_s)
+        faulty = fault.kind in ("cut", "reset", "stall", "malform")
+        for number, event in enumerate(events):
+            if faulty and number == fault.after:
+                if fault.kind != "malform":
+                    return await self._break(fault, writer)
+                event = b"data: {broken\n\n"
+            writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+            await writer.drain()
+            seen.events_sent += 1
+            await asyncio.sleep(fault.drip_s)
+        if faulty and fault.kind != "malform":
+            return await self._break(fault, writer)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return ""
+
+    async def _pieces(self, fault: Fault, writer: asyncio.StreamWriter, body: bytes) -> str:
+        if fault.kind == "malform":
+            body = body[:-1] + b"!"
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body))
+        if fault.kind in ("cut", "reset", "stall"):
+            writer.write(body[: len(body) * min(fault.after, 3) // 4])
+            await writer.drain()
+            return await self._break(fault, writer)
+        writer.write(body)
+        await writer.drain()
+        return ""
+
+    async def _break(self, fault: Fault, writer: asyncio.StreamWriter) -> str:
+        await asyncio.sleep(0.01)
+        if fault.kind == "stall":
+            await asyncio.sleep(3600)
+        if fault.kind == "reset":
+            raw = writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        return f"fault:{fault.kind}"
+
+
+@contextlib.asynccontextmanager
+async def fault_provider() -> AsyncIterator[FaultProvider]:
+    provider = FaultProvider()
+    await provider.start()
+    try:
+        yield provider
+    finally:
+        await provider.aclose()
+
+
+@dataclass
+class _Thread:
+    provider: FaultProvider = field(default_factory=FaultProvider)
+    ready: threading.Event = field(default_factory=threading.Event)
+    loop: asyncio.AbstractEventLoop | None = None
+    stop: asyncio.Event | None = None
+
+    def run(self) -> None:
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
+        await self.provider.start()
+        self.ready.set()
+        await self.stop.wait()
+        await self.provider.aclose()
+
+
+@contextlib.contextmanager
+def in_thread() -> Iterator[FaultProvider]:
+    """The provider on a loop of its own, for gateways in other processes."""
+    runner = _Thread()
+    thread = threading.Thread(target=runner.run, daemon=True)
+    thread.start()
+    runner.ready.wait(10)
+    try:
+        yield runner.provider
+    finally:
+        assert runner.loop is not None
+        assert runner.stop is not None
+        runner.loop.call_soon_threadsafe(runner.stop.set)
+        thread.join(10)
