@@ -23,8 +23,8 @@ _ADVISORY_LOCK = 0x51DECA5
 
 class Database:
     """`url` as users write it: `sqlite:///relative`, `sqlite:////absolute`, `postgresql://user:password@host/name`
-    (also `postgres://`; its options: `postgres.connect_arguments`). Raises `ValueError` for any other, naming the
-    fix."""
+    (also `postgres://`; its options: `postgres.connect_arguments`). At most `pool_size` connections. Raises
+    `ValueError` for any other URL, naming the fix."""
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time, pool_size: int = 5) -> None:
         scheme = url.partition("://")[0].partition("+")[0].lower()
@@ -118,8 +118,8 @@ class Database:
         if self.dialect == "postgresql":
             return create_async_engine(
                 "postgresql+asyncpg://",
-                pool_size=self._pool_size,
-                max_overflow=self._pool_size,
+                pool_size=1,  # kept open; the others are closed after use, so that many workers share a small server
+                max_overflow=self._pool_size - 1,
                 pool_pre_ping=True,
                 pool_timeout=BUSY_TIMEOUT_S,
                 connect_args=connect_arguments(_known_scheme(self._url), timeout_s=BUSY_TIMEOUT_S),

@@ -5,6 +5,7 @@ Neighbour: `database.py`. Rule: the URL, with its password, never becomes part o
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -15,6 +16,7 @@ _FOR_LIBPQ_ONLY = frozenset(
 )  # fmt: skip
 """Taken by libpq, not known to asyncpg, which would send them to the server as settings."""
 
+RETRY_S = 0.05
 _STATEMENT_CACHES = frozenset({"statement_cache_size", "prepared_statement_cache_size"})
 
 
@@ -40,9 +42,15 @@ def connect_arguments(url: str, *, timeout_s: float) -> dict[str, Any]:
         options["statement_cache_size"] = 0
 
     async def connect(*_: Any, **__: Any) -> Any:
+        """A server that is full or starting is asked again until the time is up."""
         import asyncpg
 
-        return await asyncpg.connect(dsn, **options)
+        async with asyncio.timeout(timeout_s):
+            while True:
+                try:
+                    return await asyncpg.connect(dsn, **options)
+                except (asyncpg.TooManyConnectionsError, asyncpg.CannotConnectNowError):
+                    await asyncio.sleep(RETRY_S)
 
     arguments: dict[str, Any] = {"async_creator_fn": connect}
     if is_bouncer:

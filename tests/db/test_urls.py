@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from urllib.parse import urlsplit
+
 import pytest
 
 from sidecar.db import Database
@@ -53,6 +56,25 @@ async def test_behind_pgbouncer_no_statement_stays_prepared(postgres_url: str) -
         held = int((await connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements")).scalar_one())
         assert held <= 1  # this query itself
     await database.aclose()
+
+
+async def test_many_workers_share_a_server_with_few_connections(postgres_url: str) -> None:
+    owner = Database(postgres_url)
+    role = f"worker_{urlsplit(postgres_url).path.strip('/')}"
+    async with owner.engine.begin() as connection:
+        await connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 8")
+    workers = [Database(postgres_url.replace("//postgres@", f"//{role}@")) for _ in range(6)]
+
+    async def ask(database: Database) -> None:
+        async with database.engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT pg_sleep(0.02)")
+
+    await asyncio.gather(*(ask(database) for database in workers for _ in range(10)))
+    for database in workers:
+        await database.aclose()
+    async with owner.engine.begin() as connection:
+        await connection.exec_driver_sql(f"DROP ROLE {role}")
+    await owner.aclose()
 
 
 async def test_a_server_that_is_not_there_is_unavailable_and_the_password_stays_in() -> None:
