@@ -38,7 +38,7 @@ def segments(folder: Path) -> list[Path]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the work goes on in a task of the code under test
+        while not condition():
             await asyncio.sleep(0.001)
 
 
