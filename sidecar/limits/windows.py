@@ -52,7 +52,8 @@ def bounds(budget: Budget, now: float, zone: tzinfo) -> tuple[float, float]:
         return 0.0, float("inf")
     if duration not in _CALENDAR:
         length = parse_duration(duration)
-        start = budget.anchor_at + (now - budget.anchor_at) // length * length
+        anchor = int(budget.anchor_at)  # whole seconds, so that one window's end is the next one's start exactly
+        start = float(anchor + (now - anchor) // length * length)
         return start, start + length
     here = datetime.fromtimestamp(now, zone)
     if duration == "1h":
