@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +39,7 @@ _PLAIN = (
     ("end_user_id", "end_user_id"), ("request_id", "request_id"), ("http_status", "http_status"),
     ("is_stream", "is_stream"), ("duration_ms", "duration_ms"), ("first_byte_ms", "first_byte_ms"),
 )  # fmt: skip
-_USAGE = tuple(Usage.__slots__)
+_USAGE = tuple(f.name for f in fields(Usage))
 _COLUMNS = (*(column for column, _ in _PLAIN), "at", "dropped", "budget_keys", *(f"{name}_tokens" for name in _USAGE))
 _INPUT = ("input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input")
 _OUTPUT = ("output", "reasoning", "audio_output", "image_output")

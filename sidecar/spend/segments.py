@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import msgspec
@@ -55,7 +55,7 @@ def withdrawal_of(key: Key) -> bytes:
 def storable(record: SpendRecord) -> SpendRecord:
     """The same record with every text encodable, without NUL, and every integer in 64 bits."""
     changes: dict[str, object] = {}
-    for name in SpendRecord.__slots__:
+    for name in [f.name for f in fields(SpendRecord)]:
         value = getattr(record, name)
         changes[name] = tuple(_clean(item) for item in value) if isinstance(value, tuple) else _clean(value)
     for name in _SMALL:
