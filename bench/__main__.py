@@ -209,9 +209,10 @@ def main() -> None:
 
 Machine: {os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}. 1 KB request,
 0.5 KB answer or 50 streamed pieces, 64 connections; medians of {runs} runs of {seconds:g} s. CPU is that of the
-gateway's process. Latencies are at a fixed rate (200/s, streams 20/s), counted from when a request was due; a streamed answer
-takes the provider about 30 ms. The load generator's CPU share is in the table; the mock provider's share of the same
-core was at most {max(r["mock_cpu"] for r in rows):.0%}, so neither is the bottleneck while their sum stays below 100 %.
+gateway's process. Latencies are at a fixed rate (200/s, streams 20/s), counted from when a request was due; a streamed
+answer takes the provider about 30 ms. The load generator's CPU share is in the table; the mock provider's share of
+the same core was at most {max(r["mock_cpu"] for r in rows):.0%}, so neither is the bottleneck while their sum stays
+below 100 %.
 
 {table(rows)}
 

@@ -1,34 +1,37 @@
-"""The command line: serve, demo, keys, config. Heavy imports stand inside the commands, so `--help` is quick."""
+"""The command line: serve, demo, keys, config. Heavy imports stand inside the commands, so `--help` is quick.
+
+Faults of the user go to stderr without a stack trace: exit code 2 for a wrong command line or configuration, 1 when
+the gateway refuses or cannot be reached. `cli_keys.py` holds the `keys` commands.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from sidecar.cli_keys import keys
 
 if TYPE_CHECKING:
     from sidecar.config import Config
     from sidecar.gateway import Gateway
+    from sidecar.spend.cost import Price
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="An LLM gateway as a stack of ASGI middlewares.",
 )
-keys = typer.Typer(no_args_is_help=True, help="Virtual keys, through the admin API of a running gateway.")
-config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
+config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the configuration.")
 app.add_typer(keys, name="keys")
 app.add_typer(config_app, name="config")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="sidecar.yaml (else SIDECAR_CONFIG)")]
-UrlOption = Annotated[str, typer.Option("--url", envvar="SIDECAR_URL", help="where the gateway runs")]
-KeyOption = Annotated[str | None, typer.Option("--master-key", envvar="SIDECAR_MASTER_KEY", help="the admin's key")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-DEFAULT_URL = "http://127.0.0.1:4000"
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -58,48 +61,80 @@ def make_app() -> Gateway:
 def serve(
     config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="overrides server.host")] = None,
-    port: Annotated[int | None, typer.Option(help="overrides server.port")] = None,
-    workers: Annotated[int | None, typer.Option(help="overrides server.workers")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="overrides server.port")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="overrides server.workers")] = None,
 ) -> None:
     """Run the gateway: sidecar beside an app, or shared proxy."""
     import uvicorn
 
-    from sidecar.config.check import is_loopback
+    from sidecar.config.check import is_loopback, notes
 
     settings = read_config(config)
     if config is not None:
         os.environ["SIDECAR_CONFIG"] = str(config)
-    at = host or settings.server.host
-    if settings.auth == "none" and not is_loopback(at):
+    given = {"host": host, "port": port, "workers": workers}
+    server = settings.server.model_copy(update={k: v for k, v in given.items() if v is not None})
+    settings = settings.model_copy(update={"server": server})
+    if settings.auth == "none" and not is_loopback(server.host):
         fail("'auth: none' serves loopback only; give a master_key to listen elsewhere", 2)
-    count = workers or settings.server.workers
-    if count > 1:
-        _share_metrics()
-        if settings.store.redis_url is None:
-            typer.echo(f"{count} workers without store.redis_url: limits and budgets hold per process only", err=True)
-    uvicorn.run(
-        "sidecar.cli:make_app",
-        factory=True,
-        host=at,
-        port=port if port is not None else settings.server.port,
-        workers=count,
-        log_level=settings.log.level,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_graceful_shutdown=int(settings.server.grace_s) or 1,
-    )
+    for note in notes(settings):
+        typer.echo(f"note: {note}", err=True)
+    _check_models(settings)
+    _show_new_master_key(settings)
+    metrics_folder = _share_metrics() if server.workers > 1 else None
+    try:
+        uvicorn.run(
+            "sidecar.cli:make_app",
+            factory=True,
+            host=server.host.strip("[]"),
+            port=server.port,
+            workers=server.workers,
+            log_level=settings.log.level,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=int(server.grace_s) or 1,
+        )
+    finally:
+        if metrics_folder is not None:
+            import shutil
+
+            shutil.rmtree(metrics_folder, ignore_errors=True)
 
 
-def _share_metrics() -> None:
-    """Counters of several workers add up through files (prometheus-client's multiprocess mode)."""
+def _check_models(settings: Config) -> None:
+    from sidecar.config.environment import provider_keys
+
+    if not settings.models and not provider_keys(os.environ):
+        typer.echo("note: no models; give --config, or set a provider's key such as OPENAI_API_KEY", err=True)
+
+
+def _show_new_master_key(settings: Config) -> None:
+    """Made here, before the workers start, and shown this once."""
+    from sidecar.config import ConfigError
+    from sidecar.config.build import ensure_master_key
+
+    if settings.auth == "none":
+        return
+    try:
+        key, file = ensure_master_key(settings)
+    except ConfigError as error:
+        fail(str(error), 2)
+    if file is not None:
+        typer.echo(f"master key (shown once; it stands in {file}): {key.reveal()}", err=True)
+
+
+def _share_metrics() -> str | None:
+    """Counters of several workers add up through files (prometheus-client's multiprocess mode). The folder if it was
+    made here."""
     import tempfile
 
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="sidecar-metrics-")
-    else:
-        for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("*.db"):
-            file.unlink(missing_ok=True)
+        return os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("*.db"):
+        file.unlink(missing_ok=True)
+    return None
 
 
 @app.command()
@@ -120,128 +155,40 @@ def version() -> None:
 
 @config_app.command("check")
 def config_check(file: Annotated[Path | None, typer.Argument(help="else SIDECAR_CONFIG")] = None) -> None:
-    """Report every fault with file, line, column and fix; exit code 2 if there is one."""
+    """Report every fault with file, line, column and fix; exit code 2 if there is one. Else list what can be called."""
+    from sidecar.config.build import build_catalog
+    from sidecar.config.check import notes
+
     settings = read_config(file)
-    names = ", ".join(m.name for m in settings.models) or "none (provider/model names from the environment)"
-    typer.echo(f"ok: models {names}")
+    catalog = build_catalog(settings, os.environ)
+    for deployment in catalog.deployments:
+        price = _price_text(deployment.model, deployment.price, settings.budget.unpriced)
+        origin = "/".join(deployment.base_url.split("/")[:3])  # a path may hold a token
+        typer.echo(f"{deployment.group}  ->  {deployment.provider}/{deployment.model} at {origin}  ({price})")
+    if not catalog.deployments:
+        typer.echo("note: no models; add some, or set a provider's key such as OPENAI_API_KEY")
+    for note in notes(settings):
+        typer.echo(f"note: {note}")
+    typer.echo("ok")
+
+
+def _price_text(model: str, price: Price, policy: str) -> str:
+    if price.status == "priced":
+        return f"USD per million tokens: {price.rates.input:f} in, {price.rates.output:f} out"
+    if price.status == "free":
+        return "free"
+    if "*" in model:
+        return "priced by model"
+    does = "refused" if policy == "refuse" else "flagged"
+    return f"no price known: {does} under a budget; give it a price, or price: free"
 
 
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON Schema of sidecar.yaml, for editors."""
-    from sidecar.config.schema import json_schema
+    from sidecar.config import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
-
-
-@keys.command("create")
-def keys_create(
-    alias: Annotated[str | None, typer.Option(help="a name for people")] = None,
-    models: Annotated[str | None, typer.Option(help="allowed models, comma-separated; none: all")] = None,
-    max_budget: Annotated[float | None, typer.Option(help="USD")] = None,
-    budget_duration: Annotated[str | None, typer.Option(help="1h, 1d, 1w, 1mo, or such as 30d")] = None,
-    rpm_limit: Annotated[int | None, typer.Option(help="requests per minute")] = None,
-    tpm_limit: Annotated[int | None, typer.Option(help="tokens per minute")] = None,
-    max_parallel_requests: Annotated[int | None, typer.Option(help="requests at a time")] = None,
-    duration: Annotated[str | None, typer.Option(help="life of the key, such as 30d")] = None,
-    url: UrlOption = DEFAULT_URL,
-    master_key: KeyOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Mint a key. It is shown once."""
-    body = {
-        "key_alias": alias,
-        "models": [m.strip() for m in models.split(",")] if models else None,
-        "max_budget": max_budget,
-        "budget_duration": budget_duration,
-        "rpm_limit": rpm_limit,
-        "tpm_limit": tpm_limit,
-        "max_parallel_requests": max_parallel_requests,
-        "duration": duration,
-    }
-    made = _call("POST", "/key/generate", url, master_key, json={k: v for k, v in body.items() if v is not None})
-    if as_json:
-        typer.echo(json.dumps(made, indent=2))
-    else:
-        typer.echo(made["key"])
-        typer.echo("This key is not stored and will not be shown again.", err=True)
-
-
-@keys.command("list")
-def keys_list(url: UrlOption = DEFAULT_URL, master_key: KeyOption = None, as_json: JsonOption = False) -> None:
-    """All keys, masked."""
-    rows: list[dict[str, Any]] = []
-    page = 1
-    while True:
-        answer = _call("GET", "/key/list", url, master_key, params={"page": page, "size": 100})
-        rows += answer["keys"]
-        if len(rows) >= answer.get("total_count", 0) or not answer["keys"]:
-            break
-        page += 1
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("key", "alias", "models", "spend", "budget", "rpm", "tpm", "blocked", "expires")
-    for row in rows:
-        table.add_row(
-            row["key_name"],
-            row.get("key_alias") or "",
-            ", ".join(row.get("models") or ["all"]),
-            *(_text(row.get(n)) for n in ("spend", "max_budget", "rpm_limit", "tpm_limit")),
-            "yes" if row.get("blocked") else "",
-            row.get("expires") or "",
-        )
-    Console().print(table)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-@keys.command("block")
-def keys_block(key: str, url: UrlOption = DEFAULT_URL, master_key: KeyOption = None) -> None:
-    """Refuse a key (sk-… or its hash) from now on."""
-    _call("POST", "/key/block", url, master_key, json={"key": key})
-    typer.echo("blocked")
-
-
-@keys.command("unblock")
-def keys_unblock(key: str, url: UrlOption = DEFAULT_URL, master_key: KeyOption = None) -> None:
-    """Let a blocked key in again."""
-    _call("POST", "/key/unblock", url, master_key, json={"key": key})
-    typer.echo("unblocked")
-
-
-@keys.command("delete")
-def keys_delete(key: str, url: UrlOption = DEFAULT_URL, master_key: KeyOption = None) -> None:
-    """Delete a key for good."""
-    _call("POST", "/key/delete", url, master_key, json={"keys": [key]})
-    typer.echo("deleted")
-
-
-def _call(method: str, path: str, url: str, master_key: str | None, **options: Any) -> Any:
-    import httpx2
-
-    if not master_key:
-        file = Path(".sidecar/master_key")
-        if not file.exists():
-            fail("no master key: set SIDECAR_MASTER_KEY, or run where .sidecar/master_key is", 2)
-        master_key = file.read_text().strip()
-    headers = {"authorization": f"Bearer {master_key}"}
-    try:
-        answer = httpx2.request(method, url.rstrip("/") + path, headers=headers, timeout=30, **options)
-    except httpx2.HTTPError as error:
-        fail(f"the gateway at {url} cannot be reached ({type(error).__name__}); is `sidecar serve` running?")
-    try:
-        body = answer.json()
-    except ValueError:
-        fail(f"{url} answered {answer.status_code} without JSON; is it a sidecar gateway?")
-    if answer.status_code >= 400:
-        fail(body.get("error", {}).get("message", f"status {answer.status_code}"))
-    return body
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A streaming ASGI driver: calls an app as a server would, gives every message as it is sent, can leave at any point."""
+"""A streaming ASGI driver: calls an app as a server would, gives each message as it is sent, can leave at any point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures every test may use: real servers from wheels and the fault provider. asyncio only: the product runs on uvicorn."""
+"""Fixtures every test may use: real servers from wheels and the fault provider. asyncio only, as in production."""
 
 import pytest
 

@@ -220,3 +220,20 @@ def _is_http_url(text: str) -> bool:
 
 
 _CHECKS: tuple[Callable[[Parts], Iterator[CrossFault]], ...] = (_server, _store, _budget, _upstream, _models, _names)
+
+
+def notes(config: Config) -> list[str]:
+    """What is allowed but probably not meant; for people, at start and in `config check`."""
+    found: list[str] = []
+    if config.server.workers > 1 and config.store.redis_url is None:
+        found.append(
+            f"{config.server.workers} workers without store.redis_url: limits and budgets hold per process only"
+        )
+    if any(
+        value is not None
+        for model in config.models
+        for deployment in model.deployments
+        for value in (deployment.limits.rpm, deployment.limits.tpm, deployment.limits.concurrency)
+    ):
+        found.append("limits of a deployment are read but not enforced yet; use the limits of keys, or the global ones")
+    return found

@@ -87,6 +87,8 @@ class Admission:
         self._local: MemoryStore | None = None
         self._live: dict[str, Grant] = {}
         self._owed: dict[str, _Debt] = {}
+        self.excess_tokens = 0
+        """Tokens used beyond their reservations so far: how far estimates let token windows be overrun (a metric)."""
 
     def claims_of(
         self, identity: Identity, model: str, *, limits: bool = True, budgets: bool = True, now: float | None = None
@@ -263,6 +265,8 @@ class Admission:
         if self._live.pop(exchange_id, None) is None:
             return
         store = grant.store
+        if tokens is not None and tokens > grant.tokens:
+            self.excess_tokens += tokens - grant.tokens
         if not store.is_shared:
             await store.settle(exchange_id, tokens=tokens, cost_nano=cost_nano)
             if store is not self.store and grant.windows:

@@ -38,9 +38,13 @@ async def test_a_whole_answer_keeps_the_connection(faults: FaultProvider, path: 
 async def test_a_broken_answer_is_broken_on_the_wire(faults: FaultProvider, kind: str, stream: bool) -> None:
     faults.script(Fault(kind, after=2))  # type: ignore[arg-type]
     transport = HttptoolsTransport()
-    with pytest.raises(UpstreamBrokenError):
+
+    async def whole() -> bytes:
         answer = await transport.send(request(faults, "/v1/chat/completions", stream=stream))
-        await answer.read_all(10_000)
+        return await answer.read_all(10_000)
+
+    with pytest.raises(UpstreamBrokenError):
+        await whole()
     await transport.aclose()
 
 

@@ -1,4 +1,4 @@
-"""Parts for middleware tests: a terminal app that speaks OpenAI's dialect, a foreign middleware, ready collaborators."""
+"""Parts for middleware tests: an app that speaks OpenAI's dialect, a foreign middleware, ready collaborators."""
 
 from __future__ import annotations
 

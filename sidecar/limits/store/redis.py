@@ -42,11 +42,10 @@ class RedisStore:
     def _key(self, name: str) -> str:
         return self._prefix + name
 
-    async def _run(self, script: str, keys: Sequence[str | bytes], args: Sequence[str | bytes]) -> Any:
+    def _run(self, script: str, keys: Sequence[str | bytes], args: Sequence[str | bytes]) -> asyncio.Future[Any]:
         sha = self._link.shas[script].encode()
         parts = (b"EVALSHA", sha, b"%d" % len(keys), *map(_bytes, keys), *map(_bytes, args))
-        # Shielded: a caller who leaves stops waiting, the call is made all the same.
-        return await asyncio.shield(self._link.call(pack(parts)))
+        return self._link.call(pack(parts))
 
     # the contract -------------------------------------------------------------------------------------------------
 
@@ -81,18 +80,15 @@ class RedisStore:
         )
         data = head + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in dynamic]) + tail
         try:
-            answer = await asyncio.shield(self._link.call(data))
+            answer = await self._link.call(data)
         except asyncio.CancelledError:
-            # Nobody will settle this: whether it is admitted or not, it is taken back.
-            self._link.background(self._take_back(exchange_id))
+            # Nobody will settle this: whether it is admitted or not, it is taken back, before anything asked later.
+            try:
+                self._settle(exchange_id, 0, 0, b"", b"1").add_done_callback(_looked_at)
+            except StoreDownError:
+                pass  # Admission owes it still; else the lease runs out
             raise
         return _answer(answer, claims)
-
-    async def _take_back(self, exchange_id: str) -> None:
-        try:
-            await self.cancel(exchange_id)
-        except StoreDownError:
-            return  # Admission owes it still; else the lease runs out
 
     def _wire(self, claims: Claims) -> tuple[bytes, bytes]:
         """The command before and after what differs per exchange, packed once per claims."""
@@ -126,12 +122,14 @@ class RedisStore:
     async def settle(
         self, exchange_id: str, *, tokens: int | None, cost_nano: int | None, now: float | None = None
     ) -> bool:
-        return await self._settle(exchange_id, tokens, cost_nano, _micros(now), b"")
+        return bool(await self._settle(exchange_id, tokens, cost_nano, _micros(now), b""))
 
     async def cancel(self, exchange_id: str) -> None:
         await self._settle(exchange_id, 0, 0, b"", b"1")
 
-    async def _settle(self, exchange_id: str, tokens: int | None, cost: int | None, now: bytes, cancel: bytes) -> bool:
+    def _settle(
+        self, exchange_id: str, tokens: int | None, cost: int | None, now: bytes, cancel: bytes
+    ) -> asyncio.Future[Any]:
         exchange = exchange_id.encode()
         keys = (self._record + exchange, self._key("leases"))
         args = (
@@ -141,7 +139,7 @@ class RedisStore:
             now,
             cancel,
         )
-        return bool(await self._run("settle", keys, args))
+        return self._run("settle", keys, args)
 
     async def charge(self, exchange_id: str, claims: Claims, cost_nano: int) -> None:
         keys = [self._key("d:" + exchange_id), *(self._key("b:" + w.key) for w in claims.windows)]
@@ -159,7 +157,7 @@ class RedisStore:
     async def spent(self, keys: Sequence[str]) -> dict[str, int]:
         if not keys:
             return {}
-        found = await asyncio.shield(self._link.call(pack([b"MGET", *(_bytes(self._key("b:" + k)) for k in keys)])))
+        found = await self._link.call(pack([b"MGET", *(_bytes(self._key("b:" + k)) for k in keys)]))
         return {key: int(value or 0) for key, value in zip(keys, found, strict=True)}
 
     async def renew(self, exchange_ids: Sequence[str], lease_s: float, now: float | None = None) -> list[str]:
@@ -191,6 +189,12 @@ class RedisStore:
 
 def _bytes(value: str | bytes) -> bytes:
     return value if isinstance(value, bytes) else value.encode()
+
+
+def _looked_at(future: asyncio.Future[Any]) -> None:
+    """Its failure is nobody's news."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _micros(now: float | None) -> bytes:

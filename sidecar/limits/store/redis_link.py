@@ -57,7 +57,7 @@ class RedisLink:
 
     def call(self, data: bytes) -> asyncio.Future[Any]:
         """Queue one packed command; the future gives its answer or StoreDownError. Raises StoreDownError at once while
-        the server is known to be down."""
+        the server is known to be down. Who cancels the future stops waiting; the call is made all the same."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._was_down and (now < self._closed_until or self._opening is not None):
