@@ -8,9 +8,11 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -107,6 +109,24 @@ def mint(port: int) -> str:
         return str(json.load(answer)["key"])
 
 
+@contextlib.contextmanager
+def redis_server() -> Iterator[str]:
+    """A real Redis on core 1, from the wheel the tests use."""
+    from tests.servers.redis import LocalServer, program
+
+    folder = Path(tempfile.mkdtemp(prefix="sidecar-bench-redis-"))
+    folder.chmod(0o777)
+    server = LocalServer(program("redis", folder), folder)
+    server.start()
+    assert server.process is not None
+    pin(server.process.pid, 1)
+    try:
+        yield server.url
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 SCENARIOS = [
     # name, app, model, streamed, redis
     ("bare ASGI hello", "hello", "same", False, False),
@@ -182,12 +202,7 @@ def main() -> None:
         upstream = int(mock.stdout.readline())
         redis = None
         with contextlib.suppress(ImportError):
-            from tests.servers.redis import running
-
-            server = stack.enter_context(running("redis"))
-            assert server.process is not None
-            pin(server.process.pid, 1)
-            redis = server.url
+            redis = stack.enter_context(redis_server())
         rows = []
         for row in SCENARIOS:
             if (options.only and options.only not in row[0]) or (row[4] and redis is None):

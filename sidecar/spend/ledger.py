@@ -12,35 +12,24 @@ import logging
 import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
-from operator import attrgetter, itemgetter
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from sidecar.errors import BadRequestError, UnavailableError
-from sidecar.spend.segments import storable
-from sidecar.types import SpendRecord, Usage
+from sidecar.spend.rows import COLUMNS, Row, micros, record_of, record_of_columns, row_of, storable
+from sidecar.types import SpendRecord
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from sidecar.db import Database
 
-BATCH_ROWS = 200
+BATCH_ROWS = 1000
 MAX_PAGE = 1000
 
-# (column, field); usage and the two lists are appended by _values.
-_PLAIN = (
-    ("exchange_id", "exchange_id"), ("attempt", "attempt"), ("revision", "revision"), ("key_hash", "key_hash"),
-    ("status", "status"), ("outcome", "outcome"), ("cost_nano", "cost_nano"), ("model_group", "group"),
-    ("deployment_id", "deployment_id"), ("provider", "provider"), ("model", "model"), ("key_alias", "key_alias"),
-    ("user_id", "user_id"), ("team_id", "team_id"), ("organization_id", "organization_id"),
-    ("end_user_id", "end_user_id"), ("request_id", "request_id"), ("http_status", "http_status"),
-    ("is_stream", "is_stream"), ("duration_ms", "duration_ms"), ("first_byte_ms", "first_byte_ms"),
-)  # fmt: skip
-_USAGE = tuple(f.name for f in fields(Usage))
-_COLUMNS = (*(column for column, _ in _PLAIN), "at", "dropped", "budget_keys", *(f"{name}_tokens" for name in _USAGE))
 _INPUT = ("input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input")
 _OUTPUT = ("output", "reasoning", "audio_output", "image_output")
 _BY = {
@@ -52,9 +41,7 @@ GroupBy = Literal[
     "key_hash", "key_alias", "user_id", "team_id", "organization_id", "end_user_id", "group", "model", "provider",
     "deployment_id", "status",
 ]  # fmt: skip
-_FAR = 1e12
 _encode = msgspec.json.Encoder().encode
-_decode_list = msgspec.json.Decoder(tuple[str, ...]).decode
 _decode_cursor = msgspec.json.Decoder(tuple[int, str, int, int]).decode
 _log = logging.getLogger(__name__)
 
@@ -83,35 +70,45 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        names = ", ".join(_COLUMNS)
+        names = ", ".join(COLUMNS)
         places = (
-            ["?"] * len(_COLUMNS)
+            ["?"] * len(COLUMNS)
             if database.dialect == "sqlite"
-            else [f"${number}" for number in range(1, len(_COLUMNS) + 1)]
+            else [f"${number}" for number in range(1, len(COLUMNS) + 1)]
         )
         self._insert = f"INSERT INTO spend ({names}) VALUES ({', '.join(places)}) ON CONFLICT DO NOTHING"  # noqa: S608
 
     async def insert(self, records: Sequence[SpendRecord]) -> list[SpendRecord]:
+        """Append records; see `insert_rows`."""
+        return [record_of(row) for row in await self.insert_rows([_row(record) for record in records])]
+
+    async def insert_rows(self, rows: Sequence[Row]) -> list[Row]:
         """Append rows, all durable when it returns; those that exist already stay as they are. Returns what the
         database refused to hold (normally nothing). Raises `UnavailableError`; then any part may be inserted."""
-        refused: list[SpendRecord] = []
-        for start in range(0, len(records), BATCH_ROWS):
-            batch = records[start : start + BATCH_ROWS]
+        refused: list[Row] = []
+        for start in range(0, len(rows), BATCH_ROWS):
+            # In the key's order: two processes that insert the same rows wait for each other instead of deadlocking.
+            batch = sorted(rows[start : start + BATCH_ROWS], key=_key)
             if not await self._try_insert(batch):
-                for record in batch:
-                    if not await self._try_insert([record]):
-                        refused.append(record)
+                for row in batch:
+                    # Text that clients choose may hold what a database does not take, a vendor may claim any count.
+                    if not await self._try_insert([row]) and not await self._try_insert(
+                        [row_of(storable(record_of(row)))]
+                    ):
+                        refused.append(row)
         return refused
 
-    async def _try_insert(self, records: Sequence[SpendRecord]) -> bool:
+    async def _insert_one(self, row: Row) -> bool:
+        """Text that clients choose may hold what a database does not take, and a vendor may claim any count."""
+        return await self._try_insert([row]) or await self._try_insert([row_of(storable(record_of(row)))])
+
+    async def _try_insert(self, rows: Sequence[Row]) -> bool:
         """False if the data, not the database, is at fault."""
-        # In the key's order: two processes that insert the same rows wait for each other instead of deadlocking.
-        rows = sorted(map(_values, records), key=_key)
         try:
             async with self._connection() as connection:
                 await connection.exec_driver_sql(self._insert, rows)
                 await connection.commit()
-        except (UnavailableError, OverflowError) as error:
+        except (UnavailableError, OverflowError, UnicodeEncodeError) as error:
             cause = error.__cause__ if isinstance(error, UnavailableError) else error
             if not _is_about_data(cause):
                 raise
@@ -153,7 +150,7 @@ class Ledger:
         query = sa.select(spend).where(*where).order_by(*(column.desc() for column in order)).limit(limit + 1)
         async with self._connection() as connection:
             found = (await connection.execute(query)).mappings().all()
-        records = [_record(row) for row in found[:limit]]
+        records = [record_of_columns(row) for row in found[:limit]]
         return LogPage(records, _write_cursor(found[limit - 1]) if len(found) > limit else None)
 
     async def rows_of(self, exchange_id: str) -> list[SpendRecord]:
@@ -257,18 +254,10 @@ def _is_about_data(error: BaseException | None) -> bool:
     refuses before sending it (asyncpg: a `ValueError` below a plain `DBAPIError`)."""
     from sqlalchemy.exc import DataError, IntegrityError
 
-    if isinstance(error, (DataError, IntegrityError, OverflowError)):
+    if isinstance(error, (DataError, IntegrityError, OverflowError, UnicodeEncodeError)):
         return True
     cause = getattr(getattr(error, "orig", None), "__cause__", None)
     return isinstance(cause, ValueError) or str(getattr(cause, "sqlstate", None))[:2] in ("22", "23")
-
-
-def _micros(at: float) -> int:
-    """The last microsecond not after `at`: an instant just before a window's end stays in the window. What is no
-    instant of a calendar counts as the nearest, so that no row is refused for it."""
-    at = max(-_FAR, min(at, _FAR)) if at == at else 0.0
-    micros = round(at * 1_000_000)
-    return micros - 1 if micros / 1_000_000 > at else micros
 
 
 def _window(since_at: float | None, until_at: float | None) -> list[Any]:
@@ -279,57 +268,20 @@ def _window(since_at: float | None, until_at: float | None) -> list[Any]:
         raise BadRequestError("An instant has to be a number of seconds since 1970.")
     where: list[Any] = []
     if since_at is not None and since_at != -math.inf:
-        where.append(spend.c.at >= _micros(since_at))
+        where.append(spend.c.at >= micros(since_at))
     if until_at is not None and until_at != math.inf:
-        where.append(spend.c.at < _micros(until_at))
+        where.append(spend.c.at < micros(until_at))
     return where
 
 
 _key = itemgetter(0, 1, 2)
-_plain_of = attrgetter(*(field for _, field in _PLAIN))
-_usage_of = attrgetter(*_USAGE)
-_counts_of = attrgetter("cost_nano", "duration_ms")
-_small_of = attrgetter("attempt", "revision", "http_status")
-_text_of = attrgetter(
-    "request_id", "end_user_id", "key_alias", "user_id", "team_id", "organization_id", "model", "group"
-)
-_NO_NAMES = "[]"
 
 
-def _values(record: SpendRecord) -> tuple[Any, ...]:
-    usage = _usage_of(record.usage)
-    if not _is_storable(record, usage):
-        record = storable(record)
-        usage = _usage_of(record.usage)
-    return (
-        *_plain_of(record),
-        _micros(record.at),
-        _encode(record.dropped).decode() if record.dropped else _NO_NAMES,
-        _encode(record.budget_keys).decode() if record.budget_keys else _NO_NAMES,
-        *usage,
-    )
-
-
-def _is_storable(record: SpendRecord, usage: tuple[int | None, ...]) -> bool:
-    """Text that clients choose may hold what PostgreSQL does not take, and a vendor may claim any count."""
-    if not "".join(filter(None, (*_text_of(record), *record.dropped))).isprintable():
-        return False
-    counts = (*_counts_of(record), *filter(None, usage))
-    if max(counts) >= 2**63 or min(counts) <= -(2**63):
-        return False
-    small = _small_of(record)
-    return bool(max(small) < 2**31 and min(small) > -(2**31))
-
-
-def _record(row: Mapping[Any, Any]) -> SpendRecord:
-    fields = {name: row[column] for column, name in _PLAIN}
-    return SpendRecord(
-        **fields,
-        at=row["at"] / 1_000_000,
-        dropped=_decode_list(row["dropped"]),
-        budget_keys=_decode_list(row["budget_keys"]),
-        usage=Usage(**{name: row[f"{name}_tokens"] for name in _USAGE}),
-    )
+def _row(record: SpendRecord) -> Row:
+    try:
+        return row_of(record)
+    except UnicodeEncodeError:
+        return row_of(storable(record))
 
 
 def _text(value: str) -> str:

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 
 from sidecar.errors import UnavailableError
 from sidecar.spend.journal import Journal
-from sidecar.spend.segments import Adopted, SegmentReader, line_of
+from sidecar.spend.rows import Row, encoded, record_of, row_of
+from sidecar.spend.segments import Adopted, SegmentReader
 from sidecar.spend.sinks.base import Outlet, Sink
 from sidecar.types import SpendRecord
 
-SHIP_ROWS = 200
+SHIP_ROWS = 1000
 INSERT_TIMEOUT_S = 60.0
 MAX_BACKOFF_S = 30.0
 MAINTAIN_EVERY_S = 6 * 3600.0
@@ -31,7 +32,7 @@ _log = logging.getLogger(__name__)
 class LedgerLike(Protocol):
     """What the recorder needs of `ledger.Ledger`."""
 
-    async def insert(self, records: Sequence[SpendRecord]) -> list[SpendRecord]: ...
+    async def insert_rows(self, rows: Sequence[Row]) -> list[Row]: ...
 
     async def rows_of(self, exchange_id: str) -> list[SpendRecord]: ...
 
@@ -200,25 +201,28 @@ class Recorder:
                 await self._insert(batch)
             if reader.damaged > damaged:
                 _keep_if_damaged(path, reader)
-        intents = [replace(i, status="unknown", outcome="incomplete") for i in reader.open_intents.values()]
+        intents = [
+            replace(record_of(intent), status="unknown", outcome="incomplete")
+            for intent in reader.open_intents.values()
+        ]
         for start in range(0, len(intents), SHIP_ROWS):
-            await self._insert(intents[start : start + SHIP_ROWS])
+            await self._insert([row_of(intent) for intent in intents[start : start + SHIP_ROWS]])
         for record in intents:
             for outlet in self._outlets:
                 outlet.offer(record)
         adopted.drop()
         del self._adopted[adopted.owner]
 
-    async def _insert(self, batch: list[SpendRecord]) -> None:
+    async def _insert(self, batch: list[Row]) -> None:
         try:
             async with asyncio.timeout(INSERT_TIMEOUT_S):
-                refused = await self._ledger.insert(batch)
+                refused = await self._ledger.insert_rows(batch)
         except TimeoutError as error:
             raise UnavailableError("The ledger does not answer.", code="ledger_unavailable") from error
         if refused:
             path = self._journal.folder / "refused.jsonl"
             with path.open("ab") as file:
-                file.write(b"".join(line_of(b"", record) for record in refused))
+                file.write(b"".join(encoded(record_of(row)) + b"\n" for row in refused))
             _log.error("the ledger refused %d rows; they are kept in %s", len(refused), path.name)
 
 

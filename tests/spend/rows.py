@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from sidecar.errors import UnavailableError
+from sidecar.spend.rows import Row, record_of
 from sidecar.types import SpendRecord, Usage
 
 AT = 1_800_000_000.0
@@ -55,13 +56,13 @@ class MemoryLedger:
         self.batches: list[int] = []
         self.gate: asyncio.Event | None = None
 
-    async def insert(self, records: Sequence[SpendRecord]) -> list[SpendRecord]:
+    async def insert_rows(self, rows: Sequence[Row]) -> list[Row]:
         if self.gate is not None:
             await self.gate.wait()
         if self.is_down:
             raise UnavailableError("down")
-        self.batches.append(len(records))
-        for record in records:
+        self.batches.append(len(rows))
+        for record in map(record_of, rows):
             self.rows.setdefault((record.exchange_id, record.attempt, record.revision), record)
         return []
 

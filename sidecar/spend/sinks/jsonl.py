@@ -6,8 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from sidecar.spend.segments import line_of
+import msgspec
+
+from sidecar.spend.rows import storable
 from sidecar.types import SpendRecord
+
+_encode = msgspec.json.Encoder().encode
 
 
 class JsonlSink:
@@ -17,7 +21,7 @@ class JsonlSink:
         self._path = Path(path)
 
     async def write(self, records: Sequence[SpendRecord]) -> None:
-        await asyncio.to_thread(self._append, b"".join(line_of(b"", record) for record in records))
+        await asyncio.to_thread(self._append, b"".join(map(_line, records)))
 
     def _append(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,3 +30,10 @@ class JsonlSink:
 
     async def aclose(self) -> None:
         pass
+
+
+def _line(record: SpendRecord) -> bytes:
+    try:
+        return _encode(record) + b"\n"
+    except (UnicodeEncodeError, OverflowError):
+        return _encode(storable(record)) + b"\n"
