@@ -39,18 +39,22 @@ ANONYMOUS = Identity(key_hash="", key_name="anonymous")
 class _Randomness:
     """Random bytes by the page: one system call for some 400 ids. A forked child starts its own page."""
 
-    __slots__ = ("_at", "_page", "_pid")
+    __slots__ = ("_at", "_page")
 
     def __init__(self) -> None:
+        self.forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forget)
+
+    def forget(self) -> None:
         self._page = b""
         self._at = 0
-        self._pid = 0
 
     def take(self) -> int:
         at = self._at
         page = self._page[at : at + 10]
-        if len(page) < 10 or self._pid != os.getpid():
-            self._page, self._pid, at = os.urandom(4000), os.getpid(), 0
+        if len(page) < 10:
+            self._page, at = os.urandom(4000), 0
             page = self._page[:10]
         self._at = at + 10
         return int.from_bytes(page, "big")

@@ -249,5 +249,6 @@ def nano_to_usd(nano: int) -> Decimal:
 
 def format_usd(nano: int) -> str:
     """Exact, without exponent or trailing noise: `0.00123`, `0`."""
-    text = f"{nano_to_usd(nano):f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    whole, rest = divmod(abs(nano), NANO)
+    text = f"{whole}.{rest:09d}".rstrip("0") if rest else str(whole)
+    return "-" + text if nano < 0 else text

@@ -6,6 +6,8 @@ store round trip. Works alone in front of any ASGI app.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from sidecar.admit import AdmissionPolicy, admit, finish
 from sidecar.asgi import (
     Applies,
@@ -53,10 +55,10 @@ class RateLimitMiddleware:
                 return
             grant = exchange.grant
 
-            async def send_with_headers(message: Message) -> None:
+            def send_with_headers(message: Message) -> Awaitable[None]:
                 if message["type"] == "http.response.start" and grant is not None and grant.headers:
                     message = {**message, "headers": [*message["headers"], *grant.headers]}
-                await tap(message)
+                return tap(message)
 
             tap = Tap(exchange, send)
             try:

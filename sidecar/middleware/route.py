@@ -8,7 +8,7 @@ After the first content byte nothing is retried: the layer that knows the dialec
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from sidecar.asgi import (
     Applies,
@@ -133,10 +133,10 @@ class _Gate:
         self.is_open = False
         self.is_discarded = False
 
-    async def __call__(self, message: Message) -> None:
-        if self.is_open:
-            await self._send(message)
-            return
+    def __call__(self, message: Message) -> Awaitable[None]:
+        return self._send(message) if self.is_open else self._judge(message)
+
+    async def _judge(self, message: Message) -> None:
         if self.is_discarded:
             return
         if message["type"] == "http.response.start":

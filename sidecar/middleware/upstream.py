@@ -24,7 +24,7 @@ from sidecar.errors import BodyTooLargeError, RefusedError, UpstreamError
 from sidecar.exchange import Attempt, Exchange
 from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment, Headers
-from sidecar.upstream.base import HttpAnswer, HttpRequest, Transport
+from sidecar.upstream.base import FixedHeaders, HttpAnswer, HttpRequest, Transport, named_by_connection
 
 _NEVER_FORWARDED = frozenset(
     {
@@ -60,7 +60,7 @@ _NEVER_FORWARDED = frozenset(
 class _Target:
     """What of a deployment's base URL and credential goes on the wire, computed once."""
 
-    __slots__ = ("headers", "host", "port", "prefix", "scheme")
+    __slots__ = ("fixed", "host", "port", "prefix", "scheme")
 
     def __init__(self, deployment: Deployment) -> None:
         url = urlsplit(deployment.base_url)
@@ -70,14 +70,15 @@ class _Target:
         self.host = url.hostname
         self.port = url.port or (443 if url.scheme == "https" else 80)
         self.prefix = url.path.rstrip("/").encode("ascii")
-        self.headers: Headers = list(deployment.headers)
+        headers: Headers = list(deployment.headers)
         auth = get_provider(deployment.provider).auth
         if deployment.api_key:
             key = deployment.api_key.reveal().encode("latin-1")
             if auth == "bearer":
-                self.headers.append((b"authorization", b"Bearer " + key))
+                headers.append((b"authorization", b"Bearer " + key))
             elif auth == "x-api-key":
-                self.headers.append((b"x-api-key", key))
+                headers.append((b"x-api-key", key))
+        self.fixed = FixedHeaders(headers)
 
 
 class UpstreamProxy:
@@ -150,22 +151,20 @@ class UpstreamProxy:
         return body
 
     def _headers(self, scope: Scope, exchange: Exchange, target: _Target) -> Headers:
+        """What goes upstream besides the target's own."""
+        headers: Headers = scope["headers"]
         if exchange.is_translated:
-            # Written by the translator: nothing of the client's is among them.
-            return scope["headers"] + target.headers  # type: ignore[no-any-return]
-        named: frozenset[bytes] = frozenset()
-        for name, value in scope["headers"]:
-            if name == b"connection":
-                named = frozenset(part.strip().lower() for part in value.split(b","))
-        own = {name for name, _ in target.headers}
+            return headers  # written by the translator: nothing of the client's is among them
+        named = named_by_connection(headers)
+        own = target.fixed.names
         return [
             (name, value)
-            for name, value in scope["headers"]
+            for name, value in headers
             if name not in _NEVER_FORWARDED
             and name not in named
             and name not in own
             and not name.startswith(b"x-sidecar-")
-        ] + target.headers
+        ]
 
     async def _forward(self, scope: Scope, exchange: Exchange, attempt: Attempt, body: bytes, send: Send) -> None:
         deployment = attempt.deployment
@@ -185,6 +184,7 @@ class UpstreamProxy:
             body=body,
             timeouts=deployment.timeouts,
             is_stream=exchange.is_stream,
+            fixed=target.fixed,
         )
         guard = _LeaveGuard()
         exchange.inbox.on_left(guard.left)

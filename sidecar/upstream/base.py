@@ -36,10 +36,24 @@ _BAD_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")
 _BAD_TARGET = re.compile(rb"[\x00-\x20\x7f-\xff]")
 
 
+class FixedHeaders:
+    """What goes with every request to one target, checked and rendered once. Raises BadRequestError."""
+
+    __slots__ = ("headers", "names", "rendered")
+
+    def __init__(self, headers: Headers) -> None:
+        self.headers = sendable(headers)
+        self.names = frozenset(name for name, _ in self.headers)
+        self.rendered = b"".join(name + b": " + value + b"\r\n" for name, value in self.headers)
+
+    def __repr__(self) -> str:
+        return f"FixedHeaders({sorted(self.names)})"  # never the values: a credential is among them
+
+
 @dataclass(slots=True)
 class HttpRequest:
     """`target` is the path and query exactly as sent. The transport adds Host and Content-Length; hop-by-hop headers
-    and cookies among `headers` are left out. `first_byte_s` applies only if `is_stream`."""
+    and cookies among `headers` are left out; `fixed` comes before them. `first_byte_s` applies only if `is_stream`."""
 
     method: str
     scheme: str
@@ -50,6 +64,7 @@ class HttpRequest:
     body: bytes = b""
     timeouts: Timeouts = Timeouts()
     is_stream: bool = False
+    fixed: FixedHeaders | None = None
 
 
 class HttpAnswer(Protocol):
@@ -95,7 +110,11 @@ def head_bytes(request: HttpRequest) -> bytes:
     if not target.startswith(b"/") or _BAD_TARGET.search(target):
         raise BadRequestError("The gateway refused the request: its path has characters that may not be sent.")
     head = request.method.encode("ascii") + b" " + target + _host_line(request.scheme, request.host, request.port)
+    fixed = request.fixed
     has_encoding = False
+    if fixed is not None:
+        head += fixed.rendered
+        has_encoding = b"accept-encoding" in fixed.names
     for name, value in sendable(request.headers):
         if name == b"accept-encoding":
             has_encoding = True

@@ -27,19 +27,22 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_answer",
         "_can_write",
-        "_loop",
-        "_make_parser",
         "_parser",
+        "_rings_at",
+        "_timer",
         "_transport",
         "idle_since",
         "is_closed",
         "is_fresh",
         "is_reusable",
+        "loop",
         "on_closed",
+        "on_free",
+        "origin",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, make_parser: Callable[[Connection], Parser]) -> None:
-        self._loop = loop
+        self.loop = loop
         self._parser = make_parser(self)
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
@@ -48,7 +51,11 @@ class Connection(asyncio.Protocol):
         self.is_fresh = True
         self.is_reusable = True
         self.idle_since = 0.0
+        self.origin: tuple[str, str, int] = ("", "", 0)
         self.on_closed: Callable[[Connection], None] | None = None
+        self.on_free: Callable[[Connection], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
 
     # asyncio.Protocol ---------------------------------------------------------------------------------------------
 
@@ -75,6 +82,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_closed = True
         self.is_reusable = False
+        self._silence()
         answer = self._answer
         if answer is not None and not answer.is_complete:
             answer.lost(exc)
@@ -109,12 +117,37 @@ class Connection(asyncio.Protocol):
 
     def send(self, request: HttpRequest, head: bytes, started_at: float) -> Answer:
         assert self._transport is not None
-        answer = self._answer = Answer(self, self._loop, request, started_at, is_reused=not self.is_fresh)
+        answer = self._answer = Answer(self, self.loop, request, started_at, is_reused=not self.is_fresh)
         self.is_fresh = False
         self._parser.expect(request.method)
         self._transport.write(head + request.body if request.body else head)
-        answer.arm()
+        self.ring_at(answer.next_deadline()[0])
         return answer
+
+    # One timer per connection. It outlives the answer it was set for: the next one's deadline is later, so that in
+    # steady use a request sets no timer at all.
+
+    def ring_at(self, deadline: float) -> None:
+        if self._timer is None or deadline < self._rings_at:
+            self._silence()
+            self._rings_at = deadline
+            self._timer = self.loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        answer = self._answer
+        if answer is None or answer.is_complete:
+            return
+        deadline, phase = answer.next_deadline()
+        if self.loop.time() + 0.001 < deadline:
+            self.ring_at(deadline)
+        else:
+            answer.fail(UpstreamTimeoutError(f"The provider was too slow ({phase} timeout).", phase=phase))
+
+    def _silence(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     @property
     def is_all_written(self) -> bool:
@@ -134,9 +167,12 @@ class Connection(asyncio.Protocol):
             self._answer = None
         if not self.is_reusable:
             self.close()
+        elif self.on_free is not None:
+            self.on_free(self)
 
     def close(self) -> None:
         self.is_reusable = False
+        self._silence()
         if self._transport is not None and not self.is_closed:
             self._transport.abort()
         self.is_closed = True
@@ -147,17 +183,13 @@ class Answer:
 
     __slots__ = (
         "_connection",
-        "_deadline",
         "_error",
         "_is_paused",
         "_loop",
-        "_on_release",
-        "_phase",
         "_pieces",
         "_request",
         "_size",
         "_started_at",
-        "_timer",
         "_touched_at",
         "_waiter",
         "has_bytes",
@@ -187,8 +219,6 @@ class Answer:
         self._is_paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._error: UpstreamError | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._on_release: Callable[[Connection], None] | None = None
         self.has_bytes = False
         self.is_reused = is_reused
         self.status = 0
@@ -244,17 +274,12 @@ class Answer:
             waiter.set_result(None)
 
     def _finish(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self.is_complete:
             self._connection.release(self)
-            if self._on_release is not None:
-                self._on_release(self._connection)
 
     # time ---------------------------------------------------------------------------------------------------------
 
-    def _next_deadline(self) -> tuple[float, Phase]:
+    def next_deadline(self) -> tuple[float, Phase]:
         times = self._request.timeouts
         total = self._started_at + times.total_s
         if self._is_paused:
@@ -269,18 +294,6 @@ class Answer:
             gap = self._touched_at + times.gap_s
             return (gap, "gap") if gap < total else (total, "total")
         return total, "total"
-
-    def arm(self) -> None:
-        deadline, _ = self._next_deadline()
-        self._timer = self._loop.call_at(deadline, self._ring)
-
-    def _ring(self) -> None:
-        deadline, phase = self._next_deadline()
-        if self._loop.time() + 0.001 < deadline:
-            self._timer = self._loop.call_at(deadline, self._ring)
-            return
-        self._timer = None
-        self.fail(UpstreamTimeoutError(f"The provider was too slow ({phase} timeout).", phase=phase))
 
     # for the reader -----------------------------------------------------------------------------------------------
 
@@ -315,15 +328,9 @@ class Answer:
             self._is_paused = False
             self._touched_at = self._loop.time()
             if not self.is_complete and self._error is None:
-                self._ring_later()
+                self._connection.ring_at(self.next_deadline()[0])  # the timer may be set for `total`
                 self._connection.resume()
         return body
-
-    def _ring_later(self) -> None:
-        # The timer may be set for `total`, past the next gap deadline.
-        if self._timer is not None:
-            self._timer.cancel()
-            self.arm()
 
     async def read_all(self, limit: int) -> bytes:
         return await read_all(self, limit)

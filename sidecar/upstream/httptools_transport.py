@@ -62,19 +62,14 @@ class HttptoolsTransport:
         connection = self._reuse(origin, started_at)
         if connection is not None:
             try:
-                return await self._ask(connection, origin, request, head, started_at)
+                return await self._ask(connection, request, head, started_at)
             except UpstreamStaleError:
                 pass  # nothing was written whole: once more, on a fresh connection, is free
         connection = await self._connect(loop, origin, request)
-        return await self._ask(connection, origin, request, head, started_at)
+        return await self._ask(connection, request, head, started_at)
 
-    async def _ask(
-        self, connection: Connection, origin: Origin, request: HttpRequest, head: bytes, started_at: float
-    ) -> HttpAnswer:
+    async def _ask(self, connection: Connection, request: HttpRequest, head: bytes, started_at: float) -> HttpAnswer:
         answer = connection.send(request, head, started_at)
-        answer._on_release = lambda c: self._give_back(origin, c)
-        if answer.is_complete:
-            self._give_back(origin, connection)
         await answer.head()
         return answer
 
@@ -87,20 +82,19 @@ class HttptoolsTransport:
             connection.close()
         return None
 
-    def _give_back(self, origin: Origin, connection: Connection) -> None:
-        if not connection.is_reusable or connection.is_closed:
+    def _give_back(self, connection: Connection) -> None:
+        if connection.is_closed:
             return
-        idle = self._idle.get(origin)
+        idle = self._idle.get(connection.origin)
         if idle is None:
-            idle = self._idle[origin] = deque()
+            idle = self._idle[connection.origin] = deque()
         if len(idle) >= self._max_idle:
             connection.close()
             return
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
+        connection.idle_since = connection.loop.time()
         idle.append(connection)
         if self._sweeper is None:
-            self._sweeper = loop.call_later(self._idle_s, self._sweep)
+            self._sweeper = connection.loop.call_later(self._idle_s, self._sweep)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -137,6 +131,8 @@ class HttptoolsTransport:
             raise UpstreamConnectError(
                 f"The gateway could not connect to the provider ({type(error).__name__})."
             ) from None
+        connection.origin = origin
+        connection.on_free = self._give_back
         connection.on_closed = self._forget
         self._open.add(connection)
         return connection

@@ -50,6 +50,8 @@ class Httpx2Transport:
         host = f"[{request.host}]" if ":" in request.host else request.host
         url = httpx2.URL(scheme=request.scheme, host=request.host, port=request.port, raw_path=request.target)
         headers = sendable(request.headers)
+        if request.fixed is not None:
+            headers = request.fixed.headers + headers
         names = {name for name, _ in headers}
         if b"accept-encoding" not in names:
             headers.append((b"accept-encoding", b"identity"))
