@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from typing import Any
@@ -29,6 +30,9 @@ def proxy() -> Any:
     from sidecar.upstream.httptools_transport import HttptoolsTransport
 
     url = f"http://127.0.0.1:{os.environ['BENCH_UPSTREAM']}"
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)  # as `sidecar serve` does
     inner = UpstreamProxy(transport=HttptoolsTransport(), deployment=Deployment("d", "g", "openai", "gpt-4o", url))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

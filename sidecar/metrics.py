@@ -7,6 +7,7 @@ Neighbours: ObserveMiddleware counts, `app.py` renders `/metrics`. Several worke
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -16,7 +17,7 @@ _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """One per gateway. `observe_exchange` costs three counter updates."""
+    """One per gateway. `observe_exchange` adds plain numbers; `drain` moves them into the registry."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -48,40 +49,61 @@ class Metrics:
             ("deployment", "result"),
             registry=registry,
         )
-        self.in_flight = Gauge(
+        self._in_flight = Gauge(
             "sidecar_in_flight_requests", "Requests being served.", registry=registry, multiprocess_mode="livesum"
         )
-        self._children: dict[tuple[Any, ...], Any] = {}
-
-    def _child(self, metric: Any, *labels: str) -> Any:
-        key = (metric, *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
+        self.in_flight = 0
+        self._pending: dict[tuple[str, ...], list[float]] = {}
 
     def observe_exchange(self, exchange: Any, ended_at: float) -> None:
         """Count one finished `Exchange`. The group of a request no deployment served is the empty string."""
         attempts = exchange.attempts
         group = attempts[-1].deployment.group if attempts else ""
         outcome = exchange.outcome or "ok"
-        self._child(self._requests, group, outcome, str(exchange.status)).inc()
-        self._child(self._duration, group).observe(max(0.0, ended_at - exchange.started_at))
+        duration = ended_at - exchange.started_at
+        key: tuple[str, ...] = (group, outcome, str(exchange.status))
+        pending = self._pending
+        found = pending.get(key)
+        if found is None:
+            found = pending[key] = [0.0] * (len(_SECONDS) + 2)
+        found[bisect_left(_SECONDS, duration)] += 1
+        found[-1] += duration
         for attempt in attempts:
             deployment = attempt.deployment
-            result = "ok" if attempt.is_complete else (attempt.error.code if attempt.error else outcome)
-            self._child(self._attempts, deployment.deployment_id, _known(result)).inc()
+            result = "ok" if attempt.is_complete else _known(attempt.error.code if attempt.error else outcome)
+            key = (deployment.deployment_id, result, deployment.group, deployment.provider, attempt.cost_status)
+            found = pending.get(key)
+            if found is None:
+                found = pending[key] = [0.0, 0.0, 0.0, 0.0]
+            found[0] += 1
             if attempt.cost_nano:
-                self._child(self._cost, deployment.group, deployment.provider, attempt.cost_status).inc(
-                    attempt.cost_nano / 1e9
-                )
+                found[1] += attempt.cost_nano
             usage = attempt.usage
-            if usage.input:
-                self._child(self._tokens, deployment.group, deployment.provider, "input").inc(usage.total_input)
-            if usage.output:
-                self._child(self._tokens, deployment.group, deployment.provider, "output").inc(usage.total_output)
+            if usage.input is not None or usage.output is not None:
+                found[2] += usage.total_input
+                found[3] += usage.total_output
+
+    def drain(self) -> None:
+        """Hand what was counted since the last time to the registry: before every rendering, and every few seconds
+        where several workers write files for one another."""
+        pending, self._pending = self._pending, {}
+        for key, found in pending.items():
+            if len(key) == 3:
+                self._requests.labels(*key).inc(sum(found[:-1]))
+                _observe(self._duration.labels(key[0]), found)
+                continue
+            deployment, result, group, provider, status = key
+            self._attempts.labels(deployment, result).inc(found[0])
+            if found[1]:
+                self._cost.labels(group, provider, status).inc(found[1] / 1e9)
+            if found[2]:
+                self._tokens.labels(group, provider, "input").inc(found[2])
+            if found[3]:
+                self._tokens.labels(group, provider, "output").inc(found[3])
+        self._in_flight.set(self.in_flight)
 
     def render(self) -> bytes:
+        self.drain()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             from prometheus_client import multiprocess
 
@@ -89,6 +111,15 @@ class Metrics:
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             return generate_latest(registry)
         return generate_latest(self.registry)
+
+
+def _observe(histogram: Any, found: list[float]) -> None:
+    """Many observations at once: counts per bucket, their sum last. The library's own `observe` takes one at a time
+    (1.5 µs each), so its buckets are counted up as it does it."""
+    histogram._sum.inc(found[-1])
+    for bucket, count in zip(histogram._buckets, found[:-1], strict=True):
+        if count:
+            bucket.inc(count)
 
 
 def _known(result: str) -> str:

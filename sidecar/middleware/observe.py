@@ -45,8 +45,8 @@ class ObserveMiddleware:
         if is_mine:
             send = Front(exchange, send)
             receive = exchange.inbox.pass_through
-        in_flight = self.metrics.in_flight
-        in_flight.inc()
+        metrics = self.metrics
+        metrics.in_flight += 1
         try:
             await self.app(scope, receive, send)
         except BaseException:
@@ -54,13 +54,13 @@ class ObserveMiddleware:
                 exchange.outcome = "gateway_error"
             raise
         finally:
-            in_flight.dec()
+            metrics.in_flight -= 1
             ended_at = exchange.now()
             if exchange.client_left and exchange.outcome in (None, "ok"):
                 exchange.outcome = "client_left"
             elif exchange.outcome is None:
                 exchange.outcome = "ok"
-            self.metrics.observe_exchange(exchange, ended_at)
+            metrics.observe_exchange(exchange, ended_at)
             if self.access_log is not None:
                 self.access_log(_line(exchange, ended_at))
             if is_mine:
