@@ -22,6 +22,8 @@ ROLES: tuple[Role, ...] = ("admin", "admin_viewer", "team_admin", "internal_user
 
 MAX_TEXT = 256
 MAX_VALUES = 512
+MAX_SCOPES = 65_536
+"""The length of a list of scopes in one text (RFC 8693 §4.2), a token's own limit apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ def map_claims(found: Mapping[str, Any], how: ClaimMap, *, issuer: str, expires_
     team_ids = _all(found, how.team_ids, issuer)
     if user_id is None and not team_ids and organization_id is None:
         raise _not_permitted(issuer, "it names no user, team or organization")
-    scopes = tuple(word for text in _all(found, how.scopes, issuer, limit=65_536) for word in text.split(" ") if word)
+    listed = _all(found, how.scopes, issuer, limit=MAX_SCOPES)
+    scopes = tuple(dict.fromkeys(word for text in listed for word in text.split(" ") if word))
     roles = _all(found, how.roles, issuer)
     subject = _first(found, ("sub", "client_id", "username"), issuer) or user_id or ""
     return Claims(

@@ -36,12 +36,13 @@ Refusal = AuthenticationError | PermissionDeniedError
 class _Entry:
     """A token that is believed from `kept_at` until `usable_until`, and while its issuer is down until `dead_at`."""
 
-    __slots__ = ("claims", "dead_at", "kept_at", "key", "usable_until")
+    __slots__ = ("claims", "dead_at", "kept_at", "key", "usable_until", "weight")
 
     def __init__(
         self, claims: Claims, key: VerifyingKey | None, kept_at: float, usable_until: float, dead_at: float
     ) -> None:
         self.claims = claims
+        self.weight = _weight(claims)
         self.key = key
         self.kept_at = kept_at
         self.usable_until = usable_until
@@ -64,6 +65,7 @@ class TokenIssuers:
 
     hard_age_s: a verified JWT is believed this long (or until its `exp`) before it is verified again. refused_s: how
     long a refused token is refused without another look. max_entries: bound of the known tokens, and of the refused.
+    max_weight: bound of the known tokens in bytes, roughly; an ordinary one weighs about 1.3 KB.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class TokenIssuers:
         hard_age_s: float = 300.0,
         refused_s: float = 5.0,
         max_entries: int = 10_000,
+        max_weight: int = 32 * 1024 * 1024,
         max_token_length: int = 16_384,
     ) -> None:
         names = [issuer.name for issuer in issuers] + [endpoint.name for endpoint in introspections]
@@ -86,6 +89,7 @@ class TokenIssuers:
         self._hard_age_s = hard_age_s
         self._refused_s = refused_s
         self._max_entries = max(1, max_entries)
+        self._max_weight = max_weight
         self._max_length = max_token_length
         self._fetchers: list[Fetcher] = []
         self._verifiers: list[Verifier] = []
@@ -96,6 +100,7 @@ class TokenIssuers:
         for endpoint in introspections:
             self._introspectors.append(Introspector(endpoint, self._fetcher(new_client, endpoint), clock=clock))
         self._known: dict[bytes, _Entry] = {}
+        self._weight = 0
         self._refused: dict[bytes, tuple[type[Refusal], str, str, float, float]] = {}
         self._flights: Flights[Claims | None] = Flights()
 
@@ -128,13 +133,18 @@ class TokenIssuers:
         try:
             return await self._judge(token, digest)
         except (AuthenticationError, PermissionDeniedError) as error:
-            self._known.pop(digest, None)
+            self._forget(digest)
             self._refuse(digest, error, began_at)
             raise
 
     async def warm(self) -> None:
         """Fetches every issuer's keys ahead of the first token. Never fails: see `status`."""
         await asyncio.gather(*(one.keys.ready() for one in self._verifiers), return_exceptions=True)
+
+    @property
+    def remembered(self) -> int:
+        """How many tokens are kept, known and refused."""
+        return len(self._known) + len(self._refused)
 
     def status(self) -> list[IssuerStatus]:
         keys = [one.keys for one in self._verifiers]
@@ -196,7 +206,7 @@ class TokenIssuers:
         try:
             return await self._ask(token, digest, asked)
         except (AuthenticationError, PermissionDeniedError):
-            self._known.pop(digest, None)  # here, since all who asked may have left
+            self._forget(digest)  # here, since all who asked may have left
             raise
 
     async def _ask(self, token: str, digest: bytes, asked: list[Introspector]) -> Claims:
@@ -225,18 +235,28 @@ class TokenIssuers:
         self, digest: bytes, claims: Claims, key: VerifyingKey | None, now: float, usable_until: float, dead_at: float
     ) -> Claims:
         expires_at = NEVER if claims.expires_at is None else claims.expires_at
-        before = self._known.pop(digest, None)
+        before = self._forget(digest)
         if before is not None and before.claims == claims:
             claims = before.claims  # unchanged: what others derived from it stays valid
         self._refused.pop(digest, None)
-        _bound(self._known, self._max_entries)
-        self._known[digest] = _Entry(claims, key, now, min(usable_until, expires_at), min(dead_at, expires_at))
+        entry = _Entry(claims, key, now, min(usable_until, expires_at), min(dead_at, expires_at))
+        while self._known and (len(self._known) >= self._max_entries or self._weight + entry.weight > self._max_weight):
+            self._forget(next(iter(self._known)))  # the one longest not renewed
+        self._known[digest] = entry
+        self._weight += entry.weight
         return claims
+
+    def _forget(self, digest: bytes) -> _Entry | None:
+        entry = self._known.pop(digest, None)
+        if entry is not None:
+            self._weight -= entry.weight
+        return entry
 
     def _refuse(self, digest: bytes, error: Refusal, now: float) -> None:
         for_s = self._refused_s if error.retry_after_s is None else min(self._refused_s, error.retry_after_s)
         self._refused.pop(digest, None)
-        _bound(self._refused, self._max_entries)
+        while len(self._refused) >= self._max_entries:
+            del self._refused[next(iter(self._refused))]
         self._refused[digest] = (type(error), error.message, error.code, now, now + for_s)
 
     def _fetcher(self, new_client: NewClient, config: Issuer | Introspection) -> Fetcher:
@@ -245,10 +265,10 @@ class TokenIssuers:
         return fetcher
 
 
-def _bound(entries: dict[bytes, Any], limit: int) -> None:
-    """Makes room for one more; the first is the one longest not renewed."""
-    while len(entries) >= limit:
-        del entries[next(iter(entries))]
+def _weight(claims: Claims) -> int:
+    """About how many bytes a token's entry takes: the values themselves, and 60 for each of a list."""
+    lists = (claims.team_ids, claims.roles, claims.scopes, claims.models or ())
+    return 1000 + 2 * len(repr(dict(claims.raw))) + sum(60 + len(text) for texts in lists for text in texts)
 
 
 def _unavailable(name: str, what: str, error: FetchError) -> UnavailableError:
