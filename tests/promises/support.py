@@ -1,0 +1,229 @@
+"""What the promises' tests share: the whole gateway under a real uvicorn, on the test's loop or as a process of its own,
+in front of the fault provider in both dialects, with keys minted through its admin API.
+
+Rule: everything is seen from outside (sockets, admin API, ledger rows); only leak counts look inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from sidecar.app import build_app
+from sidecar.asgi import ASGIApp
+from sidecar.config import load_config
+from sidecar.gateway import Gateway
+from sidecar.limits.admission import Admission
+from sidecar.simulated import serve
+
+MASTER = "sk-master-of-the-promises-0123456789abcdef"
+PROVIDER_KEY = "sk-provider-credential-of-the-promises"
+MODELS = ("gpt", "claude")
+"""Model groups of every config here: the same fault provider in OpenAI's and in Anthropic's dialect."""
+DIALECTS = {"gpt": "openai", "claude": "anthropic"}
+
+
+def config_file(
+    folder: Path, provider_url: str, *, top: dict[str, Any] | None = None, deployment: dict[str, Any] | None = None
+) -> Path:
+    """A `sidecar.yaml` (JSON is YAML) with SQLite and journal in `folder`. `top` replaces whole top-level keys; a
+    `store` is merged. `deployment` is merged into both deployments."""
+    base_urls = {"gpt": f"{provider_url}/v1", "claude": provider_url}
+    extra = {"price": {"input": 1, "output": 2}, "max_output_tokens": 64, **(deployment or {})}
+    config: dict[str, Any] = {
+        "auth": {"master_key": MASTER},
+        "routing": {"retries": 0, "cooldown_s": 0.001},
+        "spend": {"flush_s": 0.05},
+        "models": [
+            {
+                "name": name,
+                "deployments": [
+                    {"provider": DIALECTS[name], "model": f"{name}-1", "api_key": PROVIDER_KEY,
+                     "base_url": base_urls[name], **extra}
+                ],
+            }
+            for name in MODELS
+        ],
+        **(top or {}),
+    }  # fmt: skip
+    own_store = {"database_url": f"sqlite:///{folder}/sidecar.db", "journal_dir": f"{folder}/journal"}
+    config["store"] = own_store | config.get("store", {})
+    file = folder / "sidecar.yaml"
+    file.write_text(json.dumps(config, indent=1))
+    return file
+
+
+def body(model: str = "gpt", *, stream: bool = False, **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": stream} | more
+
+
+@dataclass
+class Running:
+    """A gateway that serves. `url` has no `/v1`; `prefix` is where it is mounted."""
+
+    url: str
+    http: httpx2.AsyncClient
+    gateway: Gateway | None = None
+    process: subprocess.Popen[bytes] | None = None
+    output: Path | None = None
+    prefix: str = ""
+    folder: Path = field(default_factory=Path)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.split("//")[1].split("/")[0].split(":")
+        return host, int(port)
+
+    async def admin(self, path: str, payload: Any = None, **query: Any) -> Any:
+        headers = {"authorization": f"Bearer {MASTER}"}
+        if payload is None:
+            answer = await self.http.get(self.url + path, headers=headers, params=query)
+        else:
+            answer = await self.http.post(self.url + path, headers=headers, json=payload)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def mint(self, **fields: Any) -> str:
+        key: str = (await self.admin("/key/generate", fields))["key"]
+        return key
+
+    async def chat(self, key: str | None, payload: Any, **more: Any) -> httpx2.Response:
+        headers = {"authorization": f"Bearer {key}"} if key is not None else {}
+        return await self.http.post(
+            f"{self.url}/v1/chat/completions", headers=headers | more.pop("headers", {}), json=payload, **more
+        )
+
+    async def rows(self, key: str | None = None, *, at_least: int = 0, timeout_s: float = 20) -> list[dict[str, Any]]:
+        """Ledger rows, oldest first, once there are `at_least` so many."""
+        found: list[dict[str, Any]] = []
+
+        async def there() -> bool:
+            query: dict[str, Any] = {"limit": 1000} | ({"key": key} if key else {})
+            found[:] = (await self.admin("/spend/logs", **query))["data"]
+            return len(found) >= at_least
+
+        await eventually(there, timeout_s, lambda: f"{at_least} rows, there are {len(found)}")
+        return found[::-1]
+
+    async def spend(self, key: str) -> float:
+        return float((await self.admin("/key/info", key=key))["info"]["spend"])
+
+    async def is_free(self, key: str, timeout_s: float = 20, model: str = "gpt") -> None:
+        """A key with `max_parallel_requests=1`, or a budget for one call, works again."""
+        last: list[httpx2.Response] = []
+
+        async def works() -> bool:
+            last[:] = [await self.chat(key, body(model))]
+            return last[0].status_code == 200
+
+        await eventually(works, timeout_s, lambda: f"a free slot: {last[0].text}")
+
+    @property
+    def live_exchanges(self) -> int:
+        """How many exchanges the in-memory limit store still counts as running (same-loop gateways only)."""
+        assert self.gateway is not None
+        owners = [getattr(closer, "__self__", None) for closer in self.gateway._closers]
+        admission = next(owner for owner in owners if isinstance(owner, Admission))
+        return len(admission.store._live)  # type: ignore[attr-defined]
+
+
+async def eventually(
+    what: Callable[[], Any], timeout_s: float = 20, name: Callable[[], str] = lambda: "the condition"
+) -> None:
+    """Poll until `what()` (maybe awaitable) is true."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout_s
+    while True:
+        result = what()
+        if asyncio.iscoroutine(result):
+            result = await result
+        if result:
+            return
+        assert loop.time() < end, f"waited {timeout_s} s for {name()}"
+        await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def served(
+    folder: Path,
+    provider_url: str,
+    *,
+    mount: Callable[[Gateway], ASGIApp] | None = None,
+    prefix: str = "",
+    **config: Any,
+) -> AsyncIterator[Running]:
+    """The gateway under uvicorn on the test's own loop. `mount` wraps it (a host app); then `prefix` is where."""
+    gateway = build_app(load_config(config_file(folder, provider_url, **config), {}), migrate=True, env={})
+    async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
+        try:
+            async with serve(mount(gateway) if mount is not None else gateway) as url:
+                await gateway.start()
+                yield Running(url + prefix, http, gateway, prefix=prefix, folder=folder)
+        finally:
+            await gateway.aclose()
+
+
+@contextlib.asynccontextmanager
+async def process(
+    folder: Path, provider_url: str, *, env: dict[str, str] | None = None, stop: int = signal.SIGTERM, **config: Any
+) -> AsyncIterator[Running]:
+    """`sidecar serve --config …` as a process of its own; its stdout and stderr go to `output`."""
+    file = config_file(folder, provider_url, **config)
+    output = folder / "output.log"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SIDECAR_", "OPENAI_", "ANTHROPIC_"))}
+    with output.open("wb") as sink:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "sidecar", "serve", "--config", str(file), "--port", "0"],
+            stdout=sink, stderr=subprocess.STDOUT, env=environment | (env or {}), cwd=folder,
+        )  # fmt: skip
+    try:
+        found: list[str] = []
+
+        def is_up() -> bool:
+            text = output.read_text(errors="replace")
+            assert running.poll() is None, text
+            found[:] = re.findall(r"running on (http://127\.0\.0\.1:\d+)", text)
+            return bool(found)
+
+        await eventually(is_up, 60, lambda: f"the process: {output.read_text(errors='replace')}")
+        async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
+            yield Running(found[0], http, process=running, output=output, folder=folder)
+    finally:
+        if running.poll() is None:
+            running.send_signal(stop)
+            try:
+                await asyncio.to_thread(running.wait, 40)
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.wait()
+                raise
+
+
+async def raw(address: tuple[str, int], data: bytes, *, timeout_s: float = 10) -> bytes:
+    """Send bytes as they are, read until the server closes or is silent with nothing more to say."""
+    reader, writer = await asyncio.open_connection(*address)
+    answer = b""
+    try:
+        writer.write(data)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await writer.drain()
+            async with asyncio.timeout(timeout_s):
+                while piece := await reader.read(65536):
+                    answer += piece
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    return answer
