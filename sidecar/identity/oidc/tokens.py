@@ -28,7 +28,7 @@ from sidecar.identity.oidc.verify import Verifier, refusal
 
 NEVER = float("inf")
 SPARE_S = 1.0
-"""While an endpoint is down, a token whose answer is kept is asked about again this often."""
+"""While an endpoint is down it is asked again this often, and nobody whose answer is kept waits for it."""
 
 Refusal = AuthenticationError | PermissionDeniedError
 
@@ -101,6 +101,7 @@ class TokenIssuers:
             self._introspectors.append(Introspector(endpoint, self._fetcher(new_client, endpoint), clock=clock))
         self._known: dict[bytes, _Entry] = {}
         self._weight = 0
+        self._failed_at: float | None = None
         self._refused: dict[bytes, tuple[type[Refusal], str, str, float, float]] = {}
         self._flights: Flights[Claims | None] = Flights()
 
@@ -177,7 +178,12 @@ class TokenIssuers:
         asked = [one for one in self._introspectors if one.wants(token, is_jwt=is_jwt)]
         if not asked or not is_bearer_token(token):
             return None
+        spare = self._spare(digest)
         try:
+            if spare is not None and self._failed_at is not None:
+                if not self._failed_at <= self._clock() < self._failed_at + SPARE_S:
+                    self._flights.launch(digest, lambda: self._introspect(token, digest, asked))
+                return spare
             return await self._flights.join(digest, lambda: self._introspect(token, digest, asked))
         except ClosedError:
             raise UnavailableError("The gateway is stopping. Try again shortly.", retry_after_s=1.0) from None
@@ -217,19 +223,24 @@ class TokenIssuers:
                 claims = await one.ask(token)
             except FetchError as error:
                 failed = failed or _unavailable(one.config.name, "introspection endpoint", error)
+                self._failed_at = self._clock()
                 continue
+            self._failed_at = None
             if claims is not None:
                 config = one.config
                 usable_until, dead_at = began_at + config.fresh_s, began_at + max(config.fresh_s, config.hard_age_s)
                 return self._keep(digest, claims, None, began_at, usable_until, dead_at)
         if failed is None:
             raise refusal(asked[0].config.name, "it is not active")
-        spare = self._known.get(digest)
-        now = self._clock()
-        if spare is None or not spare.kept_at <= now < spare.dead_at:
+        spare = self._spare(digest)
+        if spare is None:
             raise failed
-        spare.usable_until = min(now + SPARE_S, spare.dead_at)
-        return spare.claims
+        return spare
+
+    def _spare(self, digest: bytes) -> Claims | None:
+        """An opaque token's last answer, no longer fresh but neither expired nor past its hard age."""
+        entry = self._known.get(digest)
+        return entry.claims if entry is not None and entry.kept_at <= self._clock() < entry.dead_at else None
 
     def _keep(
         self, digest: bytes, claims: Claims, key: VerifyingKey | None, now: float, usable_until: float, dead_at: float

@@ -241,6 +241,32 @@ async def test_a_known_token_works_while_the_endpoint_is_down_up_to_its_hard_age
         await issuers.identify("at-1")
 
 
+async def test_a_known_token_does_not_wait_for_an_endpoint_known_to_be_down(
+    idp: IssuerServer, build: Build, endpoint: Endpoint, clock: Clock
+) -> None:
+    issuers = build([], [endpoint(fresh_s=30, deadline_s=60)])
+    idp.tokens["at-1"] = {"active": True, "sub": "alice"}
+    await issuers.identify("at-1")
+    idp.faults[ASK] = lambda: Answer(b"", 500)
+    clock.now += 31
+    assert await issuers.identify("at-1") is not None
+    idp.gate.clear()
+    clock.now += 2
+    async with asyncio.timeout(20):
+        for _ in range(10):
+            assert await issuers.identify("at-1") is not None
+        await idp.asked(3)  # one question finds out whether it is back
+    idp.tokens["at-1"] = {"active": False}
+    idp.faults.clear()
+    idp.gate.set()
+    async with asyncio.timeout(20):
+        while issuers.remembered:
+            await asyncio.sleep(0.01)
+    assert idp.count(ASK) == 3
+    with pytest.raises(AuthenticationError, match="not active"):
+        await issuers.identify("at-1")
+
+
 async def test_a_token_without_expiry_is_used_and_one_with_is_not_used_past_it(
     idp: IssuerServer, build: Build, endpoint: Endpoint, clock: Clock
 ) -> None:

@@ -103,6 +103,27 @@ async def test_a_token_without_kid_is_tried_with_the_keys_there_are(idp: IssuerS
     assert await issuers.identify(idp.token(kid=None, number=2)) is not None
 
 
+async def test_a_key_without_id_does_not_stand_in_for_one_with(idp: IssuerServer, build: Build) -> None:
+    idp.publish(None, number=2)
+    issuers = build()
+    assert await issuers.identify(idp.token(kid="other", number=2)) is not None
+    with pytest.raises(AuthenticationError, match="signature"):
+        await issuers.identify(idp.token(kid="k1", number=2))
+
+
+async def test_keys_that_move_are_found_again(idp: IssuerServer, build: Build, clock: Clock) -> None:
+    issuers = build()
+    await issuers.identify(idp.token())
+    keys = idp.keys[:]
+    idp.faults |= {JWKS: lambda: Answer(b"", 404), "/moved": lambda: Answer(json.dumps({"keys": keys}).encode())}
+    idp.document["jwks_uri"] = f"{idp.url}/moved"
+    keys.append(jwk_of(private_key("ES256", 2), "ES256", "k2"))
+    clock.now += 10
+    await unavailable(issuers.identify(idp.token(kid="k2", number=2)), "HTTP 404")
+    clock.now += 10
+    assert await issuers.identify(idp.token(kid="k2", number=2)) is not None
+
+
 async def test_keys_in_hand_work_while_the_issuer_is_down_until_they_are_too_old(
     idp: IssuerServer, build: Build, clock: Clock
 ) -> None:
