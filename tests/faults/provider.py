@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import struct
@@ -260,8 +261,8 @@ class FaultProvider:
     async def _stream(self, seen: Seen, fault: Fault, writer: asyncio.StreamWriter, events: list[bytes]) -> str:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         if fault.kind == "endless":
-            while True:
-                writer.write(b"%x\r\n%b\r\n" % (len(events[2]), events[2]))
+            for event in itertools.chain(events[:2], itertools.repeat(events[2])):
+                writer.write(b"%x\r\n%b\r\n" % (len(event), event))
                 await writer.drain()
                 seen.events_sent += 1
                 await asyncio.sleep(fault.drip_s)

@@ -1,5 +1,5 @@
-"""What the promises' tests share: the whole gateway under a real uvicorn, on the test's loop or as a process of its own,
-in front of the fault provider in both dialects, with keys minted through its admin API.
+"""What the promises' tests share: the whole gateway under uvicorn, on the test's loop or as a process of its own, in
+front of the fault provider in both dialects, with keys minted through its admin API.
 
 Rule: everything is seen from outside (sockets, admin API, ledger rows); only leak counts look inside.
 """
@@ -26,6 +26,7 @@ from sidecar.asgi import ASGIApp
 from sidecar.config import load_config
 from sidecar.gateway import Gateway
 from sidecar.limits.admission import Admission
+from sidecar.limits.store.memory import MemoryStore
 from sidecar.simulated import serve
 
 MASTER = "sk-master-of-the-promises-0123456789abcdef"
@@ -111,7 +112,11 @@ class Running:
 
         async def there() -> bool:
             query: dict[str, Any] = {"limit": 1000} | ({"key": key} if key else {})
-            found[:] = (await self.admin("/spend/logs", **query))["data"]
+            page = await self.admin("/spend/logs", **query)
+            found[:] = page["data"]
+            while page["next_cursor"]:
+                page = await self.admin("/spend/logs", **query, cursor=page["next_cursor"])
+                found.extend(page["data"])
             return len(found) >= at_least
 
         await eventually(there, timeout_s, lambda: f"{at_least} rows, there are {len(found)}")
@@ -131,12 +136,27 @@ class Running:
         await eventually(works, timeout_s, lambda: f"a free slot: {last[0].text}")
 
     @property
-    def live_exchanges(self) -> int:
-        """How many exchanges the in-memory limit store still counts as running (same-loop gateways only)."""
+    def store(self) -> MemoryStore:
+        """The in-memory limit store (same-loop gateways only)."""
         assert self.gateway is not None
         owners = [getattr(closer, "__self__", None) for closer in self.gateway._closers]
-        admission = next(owner for owner in owners if isinstance(owner, Admission))
-        return len(admission.store._live)  # type: ignore[attr-defined]
+        found = next(owner for owner in owners if isinstance(owner, Admission)).store
+        assert isinstance(found, MemoryStore)
+        return found
+
+    @property
+    def live_exchanges(self) -> int:
+        """How many exchanges still hold slots or money."""
+        return len(self.store._live)
+
+    @property
+    def counted_nano(self) -> int:
+        """Spent and held nano-dollars over all budget windows."""
+        return sum(counter.nano for counter in self.store._counters.values())
+
+    @property
+    def taken_slots(self) -> int:
+        return sum(self.store._slots.values())
 
 
 async def eventually(
@@ -184,7 +204,7 @@ async def process(
     output = folder / "output.log"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SIDECAR_", "OPENAI_", "ANTHROPIC_"))}
     with output.open("wb") as sink:
-        running = subprocess.Popen(
+        running = subprocess.Popen(  # noqa: ASYNC220 - quick, and waited for in a thread
             [sys.executable, "-m", "sidecar", "serve", "--config", str(file), "--port", "0"],
             stdout=sink, stderr=subprocess.STDOUT, env=environment | (env or {}), cwd=folder,
         )  # fmt: skip
