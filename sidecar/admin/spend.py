@@ -64,7 +64,8 @@ class SpendAdmin:
 
 
 def described_record(record: SpendRecord) -> dict[str, Any]:
-    """A ledger row as the answers show it; `usage` holds the known token classes only."""
+    """A ledger row as the answers show it; `usage` holds the known token classes only, an unpriced row's `spend` is
+    null."""
     return {
         "exchange_id": record.exchange_id,
         "attempt": record.attempt,
@@ -79,7 +80,7 @@ def described_record(record: SpendRecord) -> dict[str, Any]:
         "request_id": record.request_id,
         "status": record.status,
         "outcome": record.outcome,
-        "spend": usd(record.cost_nano),
+        "spend": usd(record.cost_nano) if record.status != "unpriced" else None,
         "model_group": record.group,
         "deployment_id": record.deployment_id,
         "provider": record.provider,

@@ -165,6 +165,13 @@ def _row(exchange: Exchange, attempt: Attempt, status: str, outcome: Outcome, co
     )
 
 
+def _cost(exchange: Exchange) -> bytes | None:
+    """USD as text; None where nothing was tried or an attempt has no price."""
+    if not exchange.attempts or any(attempt.cost_status == "unpriced" for attempt in exchange.attempts):
+        return None
+    return format_usd(exchange.cost_nano).encode()
+
+
 class _Answer:
     """Holds back what must not be sent before the record is written. One per request."""
 
@@ -225,8 +232,8 @@ class _Answer:
             return
         if self._start is not None:
             start = self._start
-            if exchange.attempts:
-                headers = [*start["headers"], (b"x-sidecar-cost-usd", format_usd(exchange.cost_nano).encode())]
+            if (cost := _cost(exchange)) is not None:
+                headers = [*start["headers"], (b"x-sidecar-cost-usd", cost)]
                 start = {**start, "headers": headers}
             self._start = None
             await self._send(start)
@@ -254,8 +261,8 @@ class _Answer:
             # The record could not be written: the answer is cut, it must not look whole.
             await self._send({"type": "http.response.body", "body": _CUT_EVENT, "more_body": False})
             return
-        if self._has_trailer and self._exchange.attempts:
-            body += b": x-sidecar-cost-usd " + format_usd(self._exchange.cost_nano).encode() + b"\n\n"
+        if self._has_trailer and (cost := _cost(self._exchange)) is not None:
+            body += b": x-sidecar-cost-usd " + cost + b"\n\n"
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
