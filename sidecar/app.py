@@ -29,9 +29,11 @@ from sidecar.config.models import Config
 from sidecar.db import Database
 from sidecar.errors import RefusedError, UnavailableError
 from sidecar.gateway import Gateway, error_response
+from sidecar.identity.callers import Callers
+from sidecar.identity.feed import ChangeFeed
 from sidecar.identity.keys import Keys
 from sidecar.identity.shared_cache import SharedCache
-from sidecar.identity.table import KeyTable
+from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.limits.admission import Admission
 from sidecar.limits.store import open_store
 from sidecar.limits.windows import BudgetWindow
@@ -61,6 +63,8 @@ def build_stack(
     metrics: Metrics,
     access_log: AccessLog | None,
     keys: Keys | None,
+    callers: Callers | None,
+    end_user_header: str | None,
     policy: AdmissionPolicy,
     recorder: Recorder,
     catalog: Catalog,
@@ -76,7 +80,13 @@ def build_stack(
     app = BudgetMiddleware(app, policy=policy)
     app = RateLimitMiddleware(app, policy=policy)
     if keys is not None:
-        app = AuthMiddleware(app, keys=keys)
+        app = AuthMiddleware(
+            app,
+            keys=keys,
+            callers=callers,
+            end_user_header=end_user_header,
+            access_groups=catalog.access_groups,
+        )
     return ObserveMiddleware(app, metrics=metrics, access_log=access_log)
 
 
@@ -88,7 +98,8 @@ def build_app(
     catalog = build_catalog(config, os.environ if env is None else env)
     metrics = Metrics()
     database = Database(config.store.database_url.reveal())
-    table = KeyTable(database)
+    store = Store(database)
+    table = KeyTable(store)
     ledger = Ledger(database)
     recorder = Recorder(
         Journal(config.store.journal_dir, durability=config.store.durability),
@@ -98,6 +109,8 @@ def build_app(
     )
     redis_url = config.store.redis_url.reveal() if config.store.redis_url is not None else None
     keys: Keys | None = None
+    callers: Callers | None = None
+    end_user_header: str | None = None
     if config.auth != "none":
         master_key, made = ensure_master_key(config)
         if made is not None:
@@ -106,6 +119,13 @@ def build_app(
         keys = Keys(
             table, master_key=master_key, clock=time.time, shared_cache=cache, hard_age_s=config.auth.key_cache_s
         )
+        callers = Callers(
+            PrincipalTable(store),
+            clock=time.time,
+            end_user_budget_id=config.auth.end_user_budget_id,
+            hard_age_s=config.auth.key_cache_s,
+        )
+        end_user_header = config.auth.end_user_header
     seed = _LedgerSeed(recorder, ledger)
     admission = Admission(
         open_store(redis_url or "memory://", deadline_s=config.store.deadline_s),
@@ -129,6 +149,8 @@ def build_app(
         metrics=metrics,
         access_log=_access_log if config.log.access else None,
         keys=keys,
+        callers=callers,
+        end_user_header=end_user_header,
         policy=policy,
         recorder=recorder,
         catalog=catalog,
@@ -147,6 +169,7 @@ def build_app(
             random_bytes=secrets.token_bytes,
         )
     ticker = _Ticker(admission, recorder, metrics)
+    feed = ChangeFeed(store, [f for f in (keys, callers) if f is not None], clock=time.time)
 
     async def open_database() -> None:
         if migrate:
@@ -158,14 +181,14 @@ def build_app(
                 code="schema_version",
             )
 
-    closers = [database.aclose, transport.aclose, admission.aclose, recorder.aclose, ticker.aclose]
+    closers = [database.aclose, transport.aclose, admission.aclose, recorder.aclose, ticker.aclose, feed.aclose]
     if keys is not None:
         closers.append(keys.aclose)
     return Gateway(
         stack,
         routes,
         render_metrics=metrics.render,
-        starters=[open_database, recorder.start, ticker.start, *([_tune_process] if owns_process else [])],
+        starters=[open_database, recorder.start, ticker.start, feed.start, *([_tune_process] if owns_process else [])],
         closers=closers,
         allowed_hosts=_LOOPBACK_NAMES if keys is None else None,
         grace_s=config.server.grace_s,
@@ -192,10 +215,7 @@ class _LedgerSeed:
         sums: dict[str, int] = {}
         for window in windows:
             until_at = window.end_at if window.end_at != float("inf") else None
-            if window.kind == "key":
-                sums[window.key] = await self._ledger.sum_nano(window.scope_id, window.start_at, until_at)
-            else:
-                sums[window.key] = await self._ledger.sum_all(window.start_at, until_at)
+            sums[window.key] = await self._ledger.sum_of(window.kind, window.scope_id, window.start_at, until_at)
         return sums
 
 
@@ -253,7 +273,8 @@ class _Models:
                 identity = await self._keys.lookup(bearer_token(request.scope))
             except RefusedError as error:
                 return error_response(error)
-            names = tuple(name for name in names if identity.may_call(name))
+            groups = self._catalog.access_groups
+            names = tuple(name for name in names if identity.may_call(name, groups(name)))
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "sidecar"} for name in names]
         return Response(msgspec.json.encode({"object": "list", "data": data}), media_type="application/json")
 

@@ -4,6 +4,7 @@ Who writes which field (one writer each):
 
     exchange_id, request_id, started_at   open_exchange (asgi.py)
     identity                              Auth, through `identify()`
+    end_user_id, tags                     Auth
     raw, payload, model, is_stream        read_body (asgi.py)
     candidates                            the first who asks, through `asgi.candidates_of`
     attempts                              Route, else Spend(deployment=), Translate or the proxy: `begin_attempt()`
@@ -114,6 +115,8 @@ class Exchange:
     now: Callable[[], float] = time.time
     request_id: str | None = None
     identity: Identity | None = None
+    end_user_id: str | None = None
+    tags: tuple[str, ...] = ()
     raw: bytes | None = None
     payload: dict[str, Any] | None = None
     model: str = ""

@@ -118,24 +118,50 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Budget:
     """A money cap over a period. `duration` is `1h 1d 1w 1mo` (calendar), any other duration such as `30d`
-    (anchored at `anchor_at`), or `None` for the lifetime of its owner."""
+    (anchored at `anchor_at`), or `None` for the lifetime of its owner. `extra_nano` is allowed on top until
+    `extra_until_at`."""
 
     max_nano: int
     duration: str | None = None
     anchor_at: float = 0.0
+    extra_nano: int = 0
+    extra_until_at: float = 0.0
 
 
-def model_matches(patterns: tuple[str, ...], model: str) -> bool:
-    """True if a list of allowed models admits `model`: exact, `*`, `all-proxy-models`, or a prefix wildcard
-    such as `openai/*`. An empty list admits all."""
+ALL_MODELS = frozenset({"*", "all-proxy-models", "all-team-models"})
+"""Patterns that admit every model. `all-team-models` on a key: whatever its team may call, which is checked anyway."""
+NO_MODELS = "no-default-models"
+
+
+def model_matches(patterns: tuple[str, ...], model: str, access_groups: frozenset[str] = frozenset()) -> bool:
+    """True if a list of allowed models admits `model`: exact, a prefix wildcard such as `openai/*`, the name of an
+    access group the model is in, or one of `ALL_MODELS`. An empty list admits all, `NO_MODELS` none."""
     if not patterns or model in patterns:
-        return True
+        return model != NO_MODELS
     for pattern in patterns:
-        if pattern in ("*", "all-proxy-models"):
+        if pattern in ALL_MODELS or pattern in access_groups:
             return True
         if pattern.endswith("*") and model.startswith(pattern[:-1]):
             return True
     return False
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whoever stands above a key and shares limits and budgets: `kind` is organization, team, member (a user in a team;
+    its id is `team/user`), user, end_user or tag. Every principal of a caller has to admit a request."""
+
+    kind: str
+    principal_id: str
+    models: tuple[str, ...] = ()
+    limits: Limits = Limits()
+    model_limits: Mapping[str, Limits] = field(default_factory=dict)
+    budgets: tuple[Budget, ...] = ()
+    is_blocked: bool = False
+    role: str | None = None
+
+
+Role = Literal["proxy_admin", "proxy_admin_viewer", "internal_user", "internal_user_viewer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +177,28 @@ class Identity:
     end_user_id: str | None = None
     models: tuple[str, ...] = ()
     limits: Limits = Limits()
+    model_limits: Mapping[str, Limits] = field(default_factory=dict)
     budgets: tuple[Budget, ...] = ()
+    principals: tuple[Principal, ...] = ()
+    """Who stands above, from the team up; shared by all keys below them."""
+    tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     expires_at: float | None = None
     is_blocked: bool = False
-    is_admin: bool = False
+    role: Role | None = None
+    """What the management API lets this caller do; `None`: nothing."""
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Derived values of other layers (scopes, claims) that live exactly as long as this identity."""
 
-    def may_call(self, model: str) -> bool:
-        return model_matches(self.models, model)
+    @property
+    def is_admin(self) -> bool:
+        return self.role == "proxy_admin"
+
+    def may_call(self, model: str, access_groups: frozenset[str] = frozenset()) -> bool:
+        """Key and everybody above it admit `model`, which is in `access_groups`."""
+        if not model_matches(self.models, model, access_groups):
+            return False
+        return all(model_matches(p.models, model, access_groups) for p in self.principals if p.models)
 
 
 PriceStatus = Literal["priced", "free", "unpriced"]
@@ -196,6 +234,8 @@ class Deployment:
     params: Mapping[str, Any] = field(default_factory=dict)
     drop_params: bool = False
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    access_groups: tuple[str, ...] = ()
+    """Names by which lists of allowed models may mean this deployment's group."""
 
 
 Outcome = Literal["ok", "refused", "provider_error", "incomplete", "client_left", "gateway_error"]
@@ -236,6 +276,7 @@ class SpendRecord:
     dropped: tuple[str, ...] = ()
     budget_keys: tuple[str, ...] = ()
     """The budget windows this cost was settled on, so counters can be re-derived from the ledger."""
+    tags: tuple[str, ...] = ()
 
 
 def usd_to_nano(usd: Decimal) -> int:

@@ -42,6 +42,11 @@ class Call:
     body: dict[str, Any] = field(default_factory=dict)
     query: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def actor(self) -> str:
+        """Who is named in the audit log."""
+        return self.identity.user_id or self.identity.key_alias or self.identity.key_name
+
 
 Handler = Callable[[Call], Awaitable[Mapping[str, Any]]]
 

@@ -16,7 +16,7 @@ from sidecar.admin.endpoint import Call
 from sidecar.errors import BadRequestError, NotFoundError, UnavailableError
 from sidecar.identity.keys import Keys
 from sidecar.identity.row import KeyRow
-from sidecar.identity.table import KeyFilter, KeyTable
+from sidecar.identity.table import KeyTable
 from sidecar.identity.tokens import hash_key, mask_key, new_key
 from sidecar.limits.windows import parse_duration
 from sidecar.types import Identity, format_usd, usd_to_nano
@@ -66,7 +66,7 @@ class KeyAdmin:
                 "updated_at": now,
             }
         )
-        await self._table.create(row)
+        await self._table.create(row, by=call.actor)
         self._keys.forget(row.key_hash)
         try:
             await self._seed(row)
@@ -81,7 +81,7 @@ class KeyAdmin:
         changes = _changes(body, now)
         if "budget_duration" in changes:
             changes["budget_anchor_at"] = now
-        return await self._change(body.key, changes | {"updated_at": now})
+        return await self._change(call, body.key, changes | {"updated_at": now})
 
     async def block(self, call: Call) -> Mapping[str, Any]:
         return await self._set_blocked(call, is_blocked=True)
@@ -104,13 +104,13 @@ class KeyAdmin:
                     )
         told = True
         try:
-            deleted = await self._table.delete(hashes=sorted(hashes))
+            gone = await self._table.delete([(key_hash,) for key_hash in hashes], by=call.actor)
         finally:
             for key_hash in hashes:
                 told = await self._keys.revoke(key_hash) and told
-        if not deleted:
+        if not gone:
             raise NotFoundError("A key was deleted meanwhile; nothing was deleted.", param="keys", code="key_not_found")
-        return {"deleted_keys": deleted, "is_effective_everywhere": told}
+        return {"deleted_keys": [row.key_hash for row in gone], "is_effective_everywhere": told}
 
     async def info(self, call: Call) -> Mapping[str, Any]:
         query = validated(NameKey, call.query)
@@ -122,7 +122,9 @@ class KeyAdmin:
 
     async def list(self, call: Call) -> Mapping[str, Any]:
         query = validated(ListKeys, call.query)
-        where = KeyFilter(
+        rows, total = await self._table.list(
+            limit=query.size,
+            offset=(query.page - 1) * query.size,
             key_hash=query.key,
             key_alias=query.key_alias,
             user_id=query.user_id,
@@ -130,7 +132,6 @@ class KeyAdmin:
             organization_id=query.organization_id,
             blocked=query.blocked,
         )
-        rows, total = await self._table.list(where, limit=query.size, offset=(query.page - 1) * query.size)
         keys: list[Any] = [row.key_hash for row in rows]
         if query.return_full_object:
             spent = await self._spent(keys)
@@ -144,12 +145,19 @@ class KeyAdmin:
 
     async def _set_blocked(self, call: Call, *, is_blocked: bool) -> Mapping[str, Any]:
         body = validated(NameKey, call.body)
-        return await self._change(body.key, {"blocked": is_blocked, "updated_at": self._now()})
+        return await self._change(
+            call,
+            body.key,
+            {"blocked": is_blocked, "updated_at": self._now()},
+            action="block" if is_blocked else "unblock",
+        )
 
-    async def _change(self, key_hash: str, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _change(
+        self, call: Call, key_hash: str, changes: Mapping[str, Any], action: str = "update"
+    ) -> Mapping[str, Any]:
         told = False
         try:
-            row = await self._table.update(key_hash, changes)
+            row = await self._table.update(key_hash, changes=changes, by=call.actor, action=action)
         finally:
             told = await self._keys.revoke(key_hash)
         if row is None:

@@ -26,7 +26,7 @@ def deployments(config: Config, resolve_price: PriceResolver, env: Mapping[str, 
     if not config.models:
         return tuple(_from_key(name, key) for name, key in provider_keys(env).items())
     return tuple(
-        _deployment(model.name, i, settings, resolve_price)
+        _deployment(model.name, i, settings, resolve_price, tuple(model.access_groups))
         for model in config.models
         for i, settings in enumerate(model.deployments)
     )
@@ -53,7 +53,13 @@ def _from_key(provider: str, key: Secret) -> Deployment:
     )
 
 
-def _deployment(group: str, index: int, settings: DeploymentSettings, resolve_price: PriceResolver) -> Deployment:
+def _deployment(
+    group: str,
+    index: int,
+    settings: DeploymentSettings,
+    resolve_price: PriceResolver,
+    access_groups: tuple[str, ...] = (),
+) -> Deployment:
     if settings.price is None:
         price = UNPRICED if "*" in settings.model else resolve_price(settings.provider, settings.model)
     elif settings.price == "free":
@@ -76,6 +82,7 @@ def _deployment(group: str, index: int, settings: DeploymentSettings, resolve_pr
         params=settings.params,
         drop_params=settings.drop_params,
         headers=tuple((k.lower().encode("ascii"), v.reveal().encode("latin-1")) for k, v in settings.headers.items()),
+        access_groups=access_groups,
     )
 
 

@@ -163,6 +163,8 @@ class ServerSettings(_Strict):
 class AuthSettings(_Strict):
     master_key: SecretField | None = None
     key_cache_s: Seconds = 60.0
+    end_user_header: Annotated[str, AfterValidator(_header_name)] | None = None
+    end_user_budget_id: Name | None = None
 
 
 class StoreSettings(_Strict):
@@ -235,6 +237,7 @@ class DeploymentSettings(_Strict):
 
 class ModelSettings(_Strict):
     name: Name
+    access_groups: list[Name] = []
     deployments: list[DeploymentSettings] = Field(min_length=1)
 
 

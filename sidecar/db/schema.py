@@ -1,10 +1,12 @@
-"""The tables, once for SQLite and PostgreSQL. `migrations/` makes them, `identity.table` and `spend.ledger` use them.
+"""The tables, once for SQLite and PostgreSQL. `migrations/` makes them; `identity` and `spend.ledger` use them.
 
 Rules: money is integer nano-dollars (`*_nano`), instants are integer microseconds since 1970 (`*_at`, `at`), lists and
 objects are JSON text. A change here is a new file in `migrations/versions` and a new `HEAD`; a test compares the two.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -13,30 +15,111 @@ HEAD = "0001"
 
 metadata = sa.MetaData()
 
+
+def _policy() -> list[sa.Column[Any]]:
+    """What a key and every principal may carry; the fields of `identity.row.Policy`."""
+    return [
+        sa.Column("models", sa.Text, nullable=False),
+        sa.Column("max_budget_nano", sa.BigInteger),
+        sa.Column("budget_duration", sa.Text),
+        sa.Column("budget_anchor_at", sa.BigInteger, nullable=False),
+        sa.Column("budget_windows", sa.Text, nullable=False),
+        sa.Column("soft_budget_nano", sa.BigInteger),
+        sa.Column("temp_budget_increase_nano", sa.BigInteger),
+        sa.Column("temp_budget_expiry_at", sa.BigInteger),
+        sa.Column("rpm_limit", sa.BigInteger),
+        sa.Column("tpm_limit", sa.BigInteger),
+        sa.Column("max_parallel_requests", sa.BigInteger),
+        sa.Column("model_limits", sa.Text, nullable=False),
+        sa.Column("budget_id", sa.Text),
+        sa.Column("metadata", sa.Text, nullable=False),
+        sa.Column("blocked", sa.Boolean, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("updated_at", sa.BigInteger, nullable=False),
+    ]
+
+
 keys = sa.Table(
     "keys",
     metadata,
     sa.Column("key_hash", sa.Text, primary_key=True),
     sa.Column("key_name", sa.Text, nullable=False),
     sa.Column("key_alias", sa.Text, unique=True),
-    sa.Column("models", sa.Text, nullable=False),
-    sa.Column("max_budget_nano", sa.BigInteger),
-    sa.Column("budget_duration", sa.Text),
-    sa.Column("budget_anchor_at", sa.BigInteger, nullable=False),
-    sa.Column("rpm_limit", sa.BigInteger),
-    sa.Column("tpm_limit", sa.BigInteger),
-    sa.Column("max_parallel_requests", sa.BigInteger),
     sa.Column("user_id", sa.Text),
     sa.Column("team_id", sa.Text),
     sa.Column("organization_id", sa.Text),
-    sa.Column("metadata", sa.Text, nullable=False),
+    sa.Column("tags", sa.Text, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
-    sa.Column("blocked", sa.Boolean, nullable=False),
-    sa.Column("created_at", sa.BigInteger, nullable=False),
-    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Column("successor_hash", sa.Text),
+    sa.Column("rotation_interval", sa.Text),
+    sa.Column("rotates_at", sa.BigInteger),
+    sa.Column("last_used_at", sa.BigInteger),
+    *_policy(),
     sa.Index("ix_keys_created_at", "created_at", "key_hash"),
     sa.Index("ix_keys_user_id", "user_id"),
     sa.Index("ix_keys_team_id", "team_id"),
+    sa.Index("ix_keys_organization_id", "organization_id"),
+    sa.Index("ix_keys_budget_id", "budget_id"),
+    sa.Index("ix_keys_rotates_at", "rotates_at"),
+)
+
+principals = sa.Table(
+    "principals",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("principal_id", sa.Text, primary_key=True),
+    sa.Column("alias", sa.Text),
+    sa.Column("email", sa.Text),
+    sa.Column("role", sa.Text),
+    sa.Column("organization_id", sa.Text),
+    sa.Column("team_id", sa.Text),
+    sa.Column("user_id", sa.Text),
+    *_policy(),
+    sa.Index("ix_principals_created_at", "kind", "created_at", "principal_id"),
+    sa.Index("ix_principals_organization_id", "organization_id"),
+    sa.Index("ix_principals_team_id", "team_id"),
+    sa.Index("ix_principals_user_id", "user_id"),
+    sa.Index("ix_principals_budget_id", "budget_id"),
+)
+"""Organizations, teams, members (a user in a team), users, end users, tags and budgets (shared by `budget_id`)."""
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("model_id", sa.Text, primary_key=True),
+    sa.Column("model_name", sa.Text, nullable=False),
+    sa.Column("settings", sa.Text, nullable=False),
+    sa.Column("credential", sa.Text),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+)
+"""Deployments made at run time: `settings` as in sidecar.yaml, without the credential, which is stored encrypted."""
+
+changes = sa.Table(
+    "changes",
+    metadata,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject_id", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Index("ix_changes_at", "at"),
+    sqlite_autoincrement=True,
+)
+"""What was written, in the order it became visible: processes read on from the last they saw and forget it."""
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("audit_id", sa.Text, primary_key=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject_id", sa.Text, nullable=False),
+    sa.Column("before", sa.Text),
+    sa.Column("after", sa.Text),
+    sa.Index("ix_audit_at", "at", "audit_id"),
+    sa.Index("ix_audit_subject", "kind", "subject_id"),
 )
 
 TOKEN_CLASSES = (
@@ -84,6 +167,7 @@ spend = sa.Table(
     sa.Column("first_byte_ms", sa.BigInteger),
     sa.Column("dropped", sa.Text, nullable=False),
     sa.Column("budget_keys", sa.Text, nullable=False),
+    sa.Column("tags", sa.Text, nullable=False),
     sa.Index("ix_spend_key_hash_at", "key_hash", "at"),
     sa.Index("ix_spend_at", "at"),
     sa.Index("ix_spend_request_id", "request_id"),

@@ -13,12 +13,12 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import Literal, Protocol
 
-from sidecar.errors import AuthenticationError, UnavailableError
+from sidecar.errors import AuthenticationError, PermissionDeniedError, UnavailableError
 from sidecar.identity.deadline import Deadline
-from sidecar.identity.row import CachedRow, KeyRow, dump, load
+from sidecar.identity.row import CachedRow, StoredKey, dump, load
 from sidecar.identity.shared_cache import SharedCache
 from sidecar.identity.tokens import digest_of, hash_key, is_plausible, mask_key, new_key
-from sidecar.types import Identity, Secret
+from sidecar.types import Identity, Principal, Secret
 
 __all__ = ["MASTER_KEY_HASH", "KeySource", "Keys", "hash_key", "mask_key", "new_key"]
 
@@ -27,13 +27,16 @@ MASTER_KEY_HASH = "master"
 
 NEVER = float("inf")
 
-Fault = Literal["unknown", "blocked", "expired"]
+Fault = Literal[
+    "unknown", "blocked", "expired", "team_blocked", "member_blocked", "user_blocked", "organization_blocked"
+]  # fmt: skip
+_FLOORS = 10_000
 
 
 class KeySource(Protocol):
     """Where rows come from; raises `UnavailableError` when it cannot tell."""
 
-    async def get(self, key_hash: str) -> KeyRow | None: ...
+    async def resolve(self, key_hash: str) -> StoredKey | None: ...
 
 
 class _Entry:
@@ -59,9 +62,10 @@ class _Flight:
 
 
 class Keys:
-    """Looks up virtual keys and the master key.
+    """Looks up virtual keys and the master key. Follows a `feed.ChangeFeed`: while that is read, what is in memory is
+    as good as the database.
 
-    fresh_s: a row is used this long without asking again – how soon a revocation made elsewhere is noticed.
+    fresh_s: without the feed a row is used this long without asking again – how soon a revocation is noticed at most.
     hard_age_s: while the database does not answer, a known key stays usable until its row is this old, then 503.
     deadline_s: bound of one database lookup. max_entries: bound of the known keys, and of the refused ones, in memory.
     """
@@ -91,9 +95,14 @@ class Keys:
         self._refused: dict[bytes, tuple[Fault, float, float]] = {}
         self._flights: dict[bytes, _Flight] = {}
         self._failed_at: float | None = None
+        self._fed_until = 0.0
+        self._seq = 0
+        self._floor = 0
+        self._floors: dict[str, int] = {}
+        self._principals: dict[tuple[str, str], Principal] = {}
         self._master_digest = digest_of(master_key.reveal()) if master_key else b""
         self._master = Identity(
-            key_hash=MASTER_KEY_HASH, key_alias=MASTER_KEY_HASH, key_name=MASTER_KEY_HASH, is_admin=True
+            key_hash=MASTER_KEY_HASH, key_alias=MASTER_KEY_HASH, key_name=MASTER_KEY_HASH, role="proxy_admin"
         )
 
     def cached(self, token: str) -> Identity | None:
@@ -101,9 +110,10 @@ class Keys:
         digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
         entry = self._known.get(digest)
         if entry is not None:
-            # A clock set back makes `loaded_at` lie ahead: then nothing is fresh.
-            if entry.loaded_at <= self._clock() < entry.usable_until:
-                return entry.identity
+            now = self._clock()
+            if now < entry.usable_until or (now < self._fed_until and now < entry.dead_at):
+                # A clock set back makes `loaded_at` lie ahead: then nothing is fresh.
+                return entry.identity if entry.loaded_at <= now else None
             return None
         if self._master_digest and compare_digest(digest, self._master_digest):
             return self._master
@@ -148,6 +158,34 @@ class Keys:
             return await self._shared.delete(key_hash)
         finally:
             self.forget(key_hash)  # a lookup begun meanwhile may have met the old row in the shared cache
+
+    # feed.Follower
+
+    def changed(self, seq: int, kind: str, subject_id: str) -> None:
+        """Told by the feed: rows read before this change are not to be used any more."""
+        self._seq = seq
+        if kind == "key":
+            self._floors.pop(subject_id, None)
+            if len(self._floors) >= _FLOORS:
+                self._floor = max(self._floor, self._floors.pop(next(iter(self._floors))))
+            self._floors[subject_id] = seq
+            self.forget(subject_id)
+        elif kind != "model":
+            # Whoever stands above may stand above any key: memory starts over, which costs each key one query.
+            self.forget_all(seq)
+
+    def forget_all(self, seq: int) -> None:
+        self._seq = self._floor = seq
+        self._floors.clear()
+        self._known.clear()
+        self._refused.clear()
+        self._principals.clear()
+        flights, self._flights = self._flights, {}
+        for flight in flights.values():
+            flight.is_void = True
+
+    def confirm(self, at: float) -> None:
+        self._fed_until = at + self._fresh_s
 
     async def aclose(self) -> None:
         """Ends lookups in progress."""
@@ -205,9 +243,9 @@ class Keys:
         began_at = self._clock()
         cached = await self._from_shared(key_hash, began_at)
         if cached is None:
-            began_at = self._clock()
+            began_at, seq = self._clock(), self._seq
             try:
-                row = await self._deadline.run(self._table.get(key_hash))
+                stored = await self._deadline.run(self._table.resolve(key_hash))
             except (UnavailableError, TimeoutError) as error:
                 self._failed_at = self._clock()
                 spare = None if flight.is_void else self._spare(digest, self._failed_at)
@@ -219,9 +257,9 @@ class Keys:
                     retry_after_s=1.0,
                 ) from error
             self._failed_at = None
-            if row is None:
+            if stored is None:
                 return self._refuse(digest, "unknown", began_at, flight)
-            cached = CachedRow(began_at, row)
+            cached = CachedRow(began_at, seq, stored)
             if self._shared is not None and not flight.is_void:
                 await self._shared.set(key_hash, dump(cached))
         return self._keep(digest, cached, began_at, flight)
@@ -233,16 +271,21 @@ class Keys:
         cached = load(data, key_hash=key_hash) if data else None
         if cached is None or not cached.loaded_at <= now + self._fresh_s < cached.loaded_at + self._hard_age_s:
             return None
+        if cached.seq < max(self._floor, self._floors.get(key_hash, 0)):
+            return None  # read before a change we know of
         return cached
 
     def _keep(self, digest: bytes, cached: CachedRow, began_at: float, flight: _Flight) -> Identity | Fault:
-        row, now = cached.row, self._clock()
+        row, now = cached.stored.row, self._clock()
         if row.blocked:
             return self._refuse(digest, "blocked", began_at, flight)
+        for above in cached.stored.above:
+            if above.blocked:
+                return self._refuse(digest, f"{above.kind}_blocked", began_at, flight)  # type: ignore[arg-type]
         expires_at = NEVER if row.expires_at is None else row.expires_at
         if expires_at <= now:
             return self._refuse(digest, "expired", began_at, flight)
-        identity = row.identity()
+        identity = cached.stored.identity(tuple(map(self._shared_one, cached.stored.principals())))
         if flight.is_void:
             return identity
         dead_at = min(cached.loaded_at + self._hard_age_s, expires_at)
@@ -254,6 +297,17 @@ class Keys:
         _bound(self._known, self._max_entries)
         self._known[digest] = _Entry(identity, min(cached.loaded_at, began_at), usable_until, dead_at)
         return identity
+
+    def _shared_one(self, principal: Principal) -> Principal:
+        """The same value once in memory, however many keys are below it."""
+        key = (principal.kind, principal.principal_id)
+        known = self._principals.get(key)
+        if known == principal:
+            return known
+        if len(self._principals) >= self._max_entries:
+            self._principals.clear()
+        self._principals[key] = principal
+        return principal
 
     def _refuse(self, digest: bytes, fault: Fault, began_at: float, flight: _Flight) -> Fault:
         if not flight.is_void:
@@ -276,7 +330,13 @@ def _collect(task: asyncio.Task[Identity | Fault]) -> None:
         task.exception()
 
 
-def _refusal(fault: Fault) -> AuthenticationError:
+def _refusal(fault: Fault) -> AuthenticationError | PermissionDeniedError:
+    if fault.endswith("_blocked"):
+        who = fault.removesuffix("_blocked").replace("member", "team member")
+        return PermissionDeniedError(
+            f"The gateway refused the request: the {who} of this API key is blocked. Ask your administrator.",
+            code=fault,
+        )
     if fault == "blocked":
         return AuthenticationError(
             "The gateway refused the API key: it is blocked. Ask your administrator to unblock it.", code="key_blocked"

@@ -1,69 +1,185 @@
-"""One stored virtual key, and the two things made of it: the `Identity` that calls, and the bytes in the shared cache.
+"""What is stored of a key and of everybody above it, and the two things made of it: the `Identity` that calls, and the
+bytes in the shared cache.
 
-Instants are Unix seconds, money is nano-dollars. Rule: a stored key is never an administrator – `is_admin` belongs to
-the master key alone and is no field here, so neither the database nor the shared cache can grant it.
+Instants are Unix seconds, money is nano-dollars. Rule: a stored key is never an administrator by itself – its role is
+its user's, and only the master key is `proxy_admin` without one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast, get_args
 
 import msgspec
 
-from sidecar.types import Budget, Identity, Limits
+from sidecar.types import Budget, Identity, Limits, Principal, Role
+
+ROLES: frozenset[str] = frozenset(get_args(Role))
 
 
-class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the `keys` table in Python's words. `models` empty admits all models."""
+class BudgetCap(msgspec.Struct, frozen=True, kw_only=True):
+    """One further budget window."""
 
-    key_hash: str
-    key_name: str = ""
-    key_alias: str | None = None
+    max_budget_nano: int
+    budget_duration: str | None = None
+    budget_anchor_at: float = 0.0
+
+
+class ModelLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of one model on one key or principal."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key and every principal may carry. `models` empty admits all; what is `None` here and set in the budget
+    named by `budget_id` counts from there."""
+
     models: tuple[str, ...] = ()
     max_budget_nano: int | None = None
     budget_duration: str | None = None
     budget_anchor_at: float = 0.0
+    budget_windows: tuple[BudgetCap, ...] = ()
+    soft_budget_nano: int | None = None
+    temp_budget_increase_nano: int | None = None
+    temp_budget_expiry_at: float | None = None
     rpm_limit: int | None = None
     tpm_limit: int | None = None
     max_parallel_requests: int | None = None
-    user_id: str | None = None
-    team_id: str | None = None
-    organization_id: str | None = None
+    model_limits: Mapping[str, ModelLimit] = {}
+    budget_id: str | None = None
     metadata: Mapping[str, Any] = {}
-    expires_at: float | None = None
     blocked: bool = False
     created_at: float = 0.0
     updated_at: float = 0.0
 
-    def budgets(self) -> tuple[Budget, ...]:
-        if self.max_budget_nano is None:
-            return ()
-        return (Budget(self.max_budget_nano, self.budget_duration, self.budget_anchor_at),)
+    def budgets(self, shared: Policy | None = None) -> tuple[Budget, ...]:
+        """All windows, an increase for a time on each of them."""
+        source = shared if self.max_budget_nano is None and shared is not None else self
+        extra = self.temp_budget_increase_nano or 0
+        until = self.temp_budget_expiry_at or 0.0
+        found = []
+        if source.max_budget_nano is not None:
+            found.append(Budget(source.max_budget_nano, source.budget_duration, source.budget_anchor_at, extra, until))
+        windows = self.budget_windows or (shared.budget_windows if shared is not None else ())
+        found += [Budget(w.max_budget_nano, w.budget_duration, w.budget_anchor_at, extra, until) for w in windows]
+        return tuple(found)
 
-    def identity(self) -> Identity:
-        """Who calls with this key."""
+    def limits(self, shared: Policy | None = None) -> Limits:
+        if shared is None:
+            return Limits(rpm=self.rpm_limit, tpm=self.tpm_limit, concurrency=self.max_parallel_requests)
+        return Limits(
+            rpm=_first(self.rpm_limit, shared.rpm_limit),
+            tpm=_first(self.tpm_limit, shared.tpm_limit),
+            concurrency=_first(self.max_parallel_requests, shared.max_parallel_requests),
+        )
+
+    def limits_by_model(self, shared: Policy | None = None) -> dict[str, Limits]:
+        limits = {**(shared.model_limits if shared is not None else {}), **self.model_limits}
+        return {name: Limits(rpm=m.rpm, tpm=m.tpm, concurrency=m.concurrency) for name, m in limits.items()}
+
+
+def _first(own: int | None, shared: int | None) -> int | None:
+    return shared if own is None else own
+
+
+class PrincipalRow(Policy, frozen=True, kw_only=True):
+    """A row of the `principals` table. A member's id is `member_id(team, user)`; `role` is a user's `Role`, or a
+    member's `admin` or `user`. Of kind `budget`: limits and budgets that others name by `budget_id`."""
+
+    kind: str
+    principal_id: str
+    alias: str | None = None
+    email: str | None = None
+    role: str | None = None
+    organization_id: str | None = None
+    team_id: str | None = None
+    user_id: str | None = None
+
+    def principal(self, shared: Policy | None = None) -> Principal:
+        return Principal(
+            kind=self.kind,
+            principal_id=self.principal_id,
+            models=self.models or (shared.models if shared is not None else ()),
+            limits=self.limits(shared),
+            model_limits=self.limits_by_model(shared),
+            budgets=self.budgets(shared),
+            is_blocked=self.blocked,
+            role=self.role,
+        )
+
+
+def member_id(team_id: str, user_id: str) -> str:
+    """No other pair is written like this."""
+    return f"{len(team_id)}:{team_id}:{user_id}"
+
+
+class KeyRow(Policy, frozen=True, kw_only=True):
+    """A row of the `keys` table in Python's words. `successor_hash`: regenerated; until `expires_at` both work."""
+
+    key_hash: str
+    key_name: str = ""
+    key_alias: str | None = None
+    user_id: str | None = None
+    team_id: str | None = None
+    organization_id: str | None = None
+    tags: tuple[str, ...] = ()
+    expires_at: float | None = None
+    successor_hash: str | None = None
+    rotation_interval: str | None = None
+    rotates_at: float | None = None
+    last_used_at: float | None = None
+
+    def identity(self, above: tuple[Principal, ...] = (), shared: Policy | None = None) -> Identity:
+        """Who calls with this key. `above` are its principals, `shared` the budget it names."""
+        organization = next((p.principal_id for p in above if p.kind == "organization"), None)
+        role = next((p.role for p in above if p.kind == "user"), None)
         return Identity(
             key_hash=self.key_hash,
             key_alias=self.key_alias,
             key_name=self.key_name,
             user_id=self.user_id,
             team_id=self.team_id,
-            organization_id=self.organization_id,
+            organization_id=self.organization_id or organization,
             models=self.models,
-            limits=Limits(rpm=self.rpm_limit, tpm=self.tpm_limit, concurrency=self.max_parallel_requests),
-            budgets=self.budgets(),
+            limits=self.limits(shared),
+            model_limits=self.limits_by_model(shared),
+            budgets=self.budgets(shared),
+            principals=above,
+            tags=self.tags,
             metadata=self.metadata,
             expires_at=self.expires_at,
             is_blocked=self.blocked,
+            role=cast(Role, role) if role in ROLES else None,
         )
 
 
+class StoredKey(msgspec.Struct, frozen=True):
+    """A key with the rows above it (team, member, user, organization) and the budgets they or it name, by id."""
+
+    row: KeyRow
+    above: tuple[PrincipalRow, ...] = ()
+    budgets: Mapping[str, PrincipalRow] = {}
+
+    def principals(self) -> tuple[Principal, ...]:
+        return tuple(row.principal(self._shared(row)) for row in self.above)
+
+    def identity(self, above: tuple[Principal, ...]) -> Identity:
+        return self.row.identity(above, self._shared(self.row))
+
+    def _shared(self, row: Policy) -> PrincipalRow | None:
+        return self.budgets.get(row.budget_id) if row.budget_id is not None else None
+
+
 class CachedRow(msgspec.Struct, frozen=True):
-    """A row with the instant its reading from the database began: every age is counted from there."""
+    """A key with the instant its reading from the database began – every age is counted from there – and the last
+    change its reader knew of."""
 
     loaded_at: float
-    row: KeyRow
+    seq: int
+    stored: StoredKey
 
 
 _encoder = msgspec.json.Encoder()
@@ -80,4 +196,4 @@ def load(data: bytes, *, key_hash: str) -> CachedRow | None:
         cached = _decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError):
         return None
-    return cached if cached.row.key_hash == key_hash else None
+    return cached if cached.stored.row.key_hash == key_hash else None

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from sidecar.errors import BudgetExceededError, UnavailableError
 from sidecar.limits.answers import rate_headers, refusal
 from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, RateClaim, SilentHold, Stale
-from sidecar.limits.scopes import SCOPES, Scope, ScopeFunction, global_scope
+from sidecar.limits.scopes import SCOPES, Scope, ScopeFunction, global_scope, limits_model
 from sidecar.limits.store.base import LimitStore, StoreDownError, StoreUnsafeError
 from sidecar.limits.store.memory import MemoryStore
 from sidecar.limits.windows import MAX_BUDGET_NANO, BudgetWindow, window_of
@@ -96,10 +96,10 @@ class Admission:
         """Every claim of this caller now; cached on the identity until the earliest budget window ends."""
         at = self._clock() if now is None else now
         # Under this Admission, so two never mix; by model only if a scope depends on it.
-        key = (self, limits, budgets, model if self._by_model else "")
+        key = (self, limits, budgets, model if self._by_model or limits_model(identity, model) else "")
         found: Claims | None = identity.cache.get(key)
         if found is None or not found.valid_from <= at < found.valid_until:
-            scopes = [s for f in self._scopes if (s := f(identity, model)) is not None]
+            scopes = [scope for function in self._scopes for scope in function(identity, model)]
             found = identity.cache[key] = self._build(scopes, at, limits, budgets)
         return found
 
@@ -124,12 +124,13 @@ class Admission:
                     if known is None or window.max_nano < known.max_nano:
                         windows[window.key] = window  # one counter is held on once, under its lower cap
         found = tuple(windows.values())
+        extras = [b.extra_until_at for s in scopes for b in s.budgets if b.extra_nano and now < b.extra_until_at]
         return Claims(
             tuple(requests),
             tuple(tokens),
             tuple(slots),
             found,
-            min((w.end_at for w in found), default=float("inf")),
+            min((*(w.end_at for w in found), *extras), default=float("inf")),
             max((w.start_at for w in found), default=float("-inf")),
         )
 

@@ -14,14 +14,15 @@ _WHAT = {"requests": "requests per minute", "tokens": "tokens per minute", "conc
 
 def refusal(denied: Denied) -> RateLimitedError | BudgetExceededError:
     """The error for a refused acquisition; `retry_after_s` is exact, `None` if waiting cannot help."""
+    kind = denied.kind.replace("_", " ")
     if denied.what == "budget":
         return BudgetExceededError(
-            f"The gateway refused the request: the {denied.kind} budget of ${format_usd(denied.limit)} does not cover "
+            f"The gateway refused the request: the {kind} budget of ${format_usd(denied.limit)} does not cover "
             "what it may cost. Lower max_tokens, wait for the next window, or have the budget raised.",
             retry_after_s=denied.retry_after_s,
         )
     return RateLimitedError(
-        f"The gateway refused the request: the {denied.kind} limit is {denied.limit} {_WHAT[denied.what]}."
+        f"The gateway refused the request: the {kind} limit is {denied.limit} {_WHAT[denied.what]}."
         + (" Wait as 'retry-after' says." if denied.retry_after_s is not None else " This request can never fit it."),
         code=f"{denied.what}_limit_exceeded",
         retry_after_s=denied.retry_after_s,

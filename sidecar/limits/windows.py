@@ -76,4 +76,7 @@ def bounds(budget: Budget, now: float, zone: tzinfo) -> tuple[float, float]:
 def window_of(budget: Budget, kind: str, scope_id: str, now: float, zone: tzinfo) -> BudgetWindow:
     start, end = bounds(budget, now, zone)
     key = f"{kind}:{scope_id}:{budget.duration or 'life'}:{int(start)}"
-    return BudgetWindow(key, kind, scope_id, start, end, min(budget.max_nano, MAX_BUDGET_NANO))
+    cap = budget.max_nano
+    if budget.extra_nano and now < budget.extra_until_at:
+        cap += budget.extra_nano
+    return BudgetWindow(key, kind, scope_id, start, end, max(0, min(cap, MAX_BUDGET_NANO)))

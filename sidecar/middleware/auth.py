@@ -5,6 +5,7 @@ Neighbours: `identity.keys.Keys` (or anything with `cached` and `lookup`). Works
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from sidecar.asgi import (
@@ -16,13 +17,14 @@ from sidecar.asgi import (
     Scope,
     Send,
     close_exchange,
+    header,
     is_chat,
     open_exchange,
     read_body,
     receive_for,
     refuse,
 )
-from sidecar.errors import AuthenticationError, PermissionDeniedError, RefusedError
+from sidecar.errors import AuthenticationError, BadRequestError, PermissionDeniedError, RefusedError
 from sidecar.types import Identity
 
 
@@ -54,12 +56,44 @@ def bearer_token(scope: Scope) -> str:
     return fallback.decode("latin-1")
 
 
-class AuthMiddleware:
-    """`keys` answers who calls. A key that may not call the model it asks for gets 403."""
+class CallerLookup(Protocol):
+    """What Auth needs of `identity.callers.Callers`."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyLookup, applies: Applies = is_chat) -> None:
+    async def of(self, identity: Identity, end_user_id: str | None, tags: tuple[str, ...]) -> Identity: ...
+
+
+Identify = Callable[[Scope], "Identity | Awaitable[Identity | None] | None"]
+AccessGroups = Callable[[str], frozenset[str]]
+MAX_TAGS = 20
+_NAME_LENGTH = 256
+
+
+class AuthMiddleware:
+    """`keys` answers who calls. `identify` is a host app's own answer, asked first: with an identity no key is needed,
+    `None` leaves it to `keys` (without `keys`: 401). A caller that may not call the model it asks for gets 403.
+
+    `callers` puts the end user (the body's `user`, else `end_user_header`) and the tags (`x-sidecar-tags: a,b`) of the
+    request above the caller. `access_groups` tells the groups a model is in, which lists of allowed models may name."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: KeyLookup | None = None,
+        identify: Identify | None = None,
+        callers: CallerLookup | None = None,
+        end_user_header: str | None = None,
+        access_groups: AccessGroups | None = None,
+        applies: Applies = is_chat,
+    ) -> None:
+        if keys is None and identify is None:
+            raise ValueError("AuthMiddleware needs keys=, identify= or both")
         self.app = app
         self.keys = keys
+        self.identify = identify
+        self.callers = callers
+        self.end_user_header = end_user_header.lower().encode("latin-1") if end_user_header else None
+        self.access_groups = access_groups
         self.applies = applies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,13 +105,20 @@ class AuthMiddleware:
             send = Front(exchange, send)
         try:
             try:
-                token = bearer_token(scope)
-                identity = self.keys.cached(token)
-                if identity is None:
-                    identity = await self.keys.lookup(token)
+                identity = await self._identity(scope)
                 exchange.identify(identity)
-                await read_body(scope, exchange)
-                if not identity.may_call(exchange.model):
+                payload = await read_body(scope, exchange)
+                user = payload.get("user")
+                if type(user) is str or self.end_user_header is not None:
+                    exchange.end_user_id = self._end_user(scope, user)
+                tags = header(scope, b"x-sidecar-tags")
+                if tags is not None:
+                    exchange.tags = tuple(dict.fromkeys((*identity.tags, *_tags(tags))))
+                if self.callers is not None and (exchange.end_user_id or exchange.tags or identity.tags):
+                    identity = await self.callers.of(identity, exchange.end_user_id, exchange.tags)
+                    exchange.identity = identity
+                groups = self.access_groups(exchange.model) if self.access_groups is not None else frozenset()
+                if not identity.may_call(exchange.model, groups):
                     raise PermissionDeniedError(
                         f"The gateway refused the request: this key may not call the model '{exchange.model[:128]}'. "
                         "Ask for one that GET /v1/models lists, or have the key changed.",
@@ -94,3 +135,34 @@ class AuthMiddleware:
         finally:
             if is_mine:
                 close_exchange(exchange)
+
+    async def _identity(self, scope: Scope) -> Identity:
+        if self.identify is not None:
+            found = self.identify(scope)
+            if isinstance(found, Awaitable):
+                found = await found
+            if found is not None:
+                return found
+            if self.keys is None:
+                raise AuthenticationError("The gateway refused the request: the application does not know the caller.")
+        assert self.keys is not None
+        token = bearer_token(scope)
+        return self.keys.cached(token) or await self.keys.lookup(token)
+
+    def _end_user(self, scope: Scope, user: object) -> str | None:
+        if type(user) is not str and self.end_user_header is not None:
+            value = header(scope, self.end_user_header)
+            user = value.decode("latin-1") if value is not None else None
+        return user[:_NAME_LENGTH] if type(user) is str and user else None
+
+
+def _tags(value: bytes) -> list[str]:
+    """`a, b`: names of the request's tags. Raises BadRequestError."""
+    names = [name for part in value.decode("latin-1").split(",") if (name := part.strip())]
+    if len(names) > MAX_TAGS or any(len(name) > _NAME_LENGTH for name in names):
+        raise BadRequestError(
+            f"The gateway refused the request: x-sidecar-tags holds at most {MAX_TAGS} names of {_NAME_LENGTH} "
+            "characters.",
+            param="x-sidecar-tags",
+        )
+    return names

@@ -154,7 +154,7 @@ def _row(exchange: Exchange, attempt: Attempt, status: str, outcome: Outcome, co
         user_id=caller.user_id,
         team_id=caller.team_id,
         organization_id=caller.organization_id,
-        end_user_id=caller.end_user_id,
+        end_user_id=exchange.end_user_id or caller.end_user_id,
         request_id=exchange.request_id,
         usage=attempt.usage,
         http_status=attempt.status,
@@ -162,6 +162,7 @@ def _row(exchange: Exchange, attempt: Attempt, status: str, outcome: Outcome, co
         duration_ms=max(0, int((ended_at - attempt.started_at) * 1000)),
         first_byte_ms=None if first is None else max(0, int((first - attempt.started_at) * 1000)),
         dropped=attempt.dropped,
+        tags=exchange.tags or caller.tags,
     )
 
 

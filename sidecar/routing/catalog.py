@@ -11,6 +11,8 @@ from dataclasses import replace
 from sidecar.errors import NotFoundError, PermissionDeniedError
 from sidecar.types import Deployment, Identity
 
+_NONE: frozenset[str] = frozenset()
+
 
 class Catalog:
     """Immutable table of model groups. A group named `openai/*` serves every `openai/<model>`."""
@@ -30,6 +32,11 @@ class Catalog:
         self._wildcards = sorted((n for n in self._groups if n.endswith("*")), key=len, reverse=True)
         self._fallbacks = {name: tuple(names) for name, names in (fallbacks or {}).items()}
         self._aliases = dict(aliases or {})
+        self._access_groups = {
+            name: frozenset(members[0].access_groups)
+            for name, members in self._groups.items()
+            if members[0].access_groups
+        }
         self._prices = prices or {}
         """provider -> upstream model -> price, for wildcard groups: a table made at load, never grown by clients."""
 
@@ -41,6 +48,13 @@ class Catalog:
     @property
     def deployments(self) -> tuple[Deployment, ...]:
         return tuple(d for members in self._groups.values() for d in members)
+
+    def access_groups(self, model: str) -> frozenset[str]:
+        """The access groups a model is in; of a wildcard's models, the wildcard's."""
+        if not self._access_groups:
+            return _NONE
+        found = self.group(model)
+        return self._access_groups.get(found[0].group, _NONE) if found else _NONE
 
     def group(self, model: str) -> tuple[Deployment, ...]:
         """The deployments of one name; empty if there is none."""
@@ -65,7 +79,7 @@ class Catalog:
         Raises NotFoundError for an unknown name, PermissionDeniedError for one the caller may not use; neither tells
         which names exist.
         """
-        if not identity.may_call(model):
+        if not identity.may_call(model, self.access_groups(model)):
             raise PermissionDeniedError(
                 f"The gateway refused the request: this key may not call the model '{model[:128]}'. "
                 "Ask for one that GET /v1/models lists, or have the key changed.",
@@ -89,7 +103,7 @@ class Catalog:
             if name in seen:
                 continue
             seen.add(name)
-            if identity.may_call(name):
+            if identity.may_call(name, self.access_groups(name)):
                 found.extend(self.group(name))
             queue.extend(self._fallbacks.get(name, ()))
         return tuple(found)

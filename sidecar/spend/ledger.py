@@ -37,6 +37,10 @@ _BY = {
     "organization_id": "organization_id", "end_user_id": "end_user_id", "group": "model_group", "model": "model",
     "provider": "provider", "deployment_id": "deployment_id", "status": "status",
 }  # fmt: skip
+_SCOPE_COLUMN = {
+    "key": "key_hash", "team": "team_id", "user": "user_id", "organization": "organization_id",
+    "end_user": "end_user_id",
+}  # fmt: skip
 GroupBy = Literal[
     "key_hash", "key_alias", "user_id", "team_id", "organization_id", "end_user_id", "group", "model", "provider",
     "deployment_id", "status",
@@ -180,6 +184,27 @@ class Ledger:
                 )
                 found.update((name, int(total)) for name, total in await connection.execute(query))
         return found
+
+    async def sum_of(self, kind: str, subject_id: str, since_at: float | None, until_at: float | None) -> int:
+        """Nano-dollars of one key, team, member, user, organization, end user or tag – or `global`: of all."""
+        import sqlalchemy as sa
+
+        from sidecar.db.schema import spend
+
+        where = _window(since_at, until_at)
+        if kind == "member":  # `identity.row.member_id`
+            length, _, rest = subject_id.partition(":")
+            team, user = rest[: int(length)], rest[int(length) + 1 :]
+            where += [spend.c.team_id == _text(team), spend.c.user_id == _text(user)]
+        elif kind == "tag":
+            name = _encode(_text(subject_id)).decode()
+            where.append(spend.c.tags.contains(name, autoescape=True))
+        elif kind != "global":
+            where.append(spend.c[_SCOPE_COLUMN[kind]] == _text(subject_id))
+        async with self._connection() as connection:
+            return int(
+                (await connection.execute(sa.select(sa.func.sum(spend.c.cost_nano)).where(*where))).scalar() or 0
+            )
 
     async def sum_all(self, since_at: float | None = None, until_at: float | None = None) -> int:
         """Nano-dollars of all rows."""

@@ -30,9 +30,16 @@ _PLAIN: tuple[tuple[str, str, Any], ...] = (
     ("is_stream", "is_stream", bool), ("duration_ms", "duration_ms", int), ("first_byte_ms", "first_byte_ms", _Count),
 )  # fmt: skip
 USAGE = tuple(f.name for f in fields(Usage))
-COLUMNS = (*(column for column, _, _ in _PLAIN), "at", "dropped", "budget_keys", *(f"{name}_tokens" for name in USAGE))
+COLUMNS = (
+    *(column for column, _, _ in _PLAIN),
+    "at",
+    "dropped",
+    "budget_keys",
+    "tags",
+    *(f"{name}_tokens" for name in USAGE),
+)
 STATUS, OUTCOME = COLUMNS.index("status"), COLUMNS.index("outcome")
-_TYPES = (*(kind for _, _, kind in _PLAIN), int, str, str, *(_Count for _ in USAGE))
+_TYPES = (*(kind for _, _, kind in _PLAIN), int, str, str, str, *(_Count for _ in USAGE))
 
 _INT64 = 2**63 - 1
 _INT32 = 2**31 - 1
@@ -49,12 +56,13 @@ _usage_of = attrgetter(*USAGE)
 
 def row_of(record: SpendRecord) -> tuple[Any, ...]:
     """Raises `UnicodeEncodeError` for names no JSON holds; `storable` helps."""
-    dropped, budget_keys = record.dropped, record.budget_keys
+    dropped, budget_keys, tags = record.dropped, record.budget_keys, record.tags
     return (
         *_plain_of(record),
         micros(record.at),
         _encode(dropped).decode() if dropped else _NO_NAMES,
         _encode(budget_keys).decode() if budget_keys else _NO_NAMES,
+        _encode(tags).decode() if tags else _NO_NAMES,
         *_usage_of(record.usage),
     )
 
@@ -70,6 +78,7 @@ def record_of_columns(row: Mapping[Any, Any]) -> SpendRecord:
         at=row["at"] / 1_000_000,
         dropped=_decode_names(row["dropped"]),
         budget_keys=_decode_names(row["budget_keys"]),
+        tags=_decode_names(row["tags"]),
         usage=Usage(**{name: row[f"{name}_tokens"] for name in USAGE}),
     )
 

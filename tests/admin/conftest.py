@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from sidecar.admin import build_admin
 from sidecar.db import Database, migrate
 from sidecar.identity.keys import Keys
-from sidecar.identity.table import KeyTable
+from sidecar.identity.table import KeyTable, Store
 from sidecar.spend.ledger import Ledger
 from sidecar.types import Identity, Secret
 from tests.identity.source import Clock
@@ -75,7 +75,7 @@ async def api(database_url: str) -> AsyncIterator[Api]:
     database = Database(database_url)
     await database.connect()
     clock = Clock()
-    table, ledger = KeyTable(database), Ledger(database)
+    table, ledger = KeyTable(Store(database)), Ledger(database)
     keys = Keys(table, master_key=Secret(MASTER), clock=clock)
     seeds = Seeds()
     routes = build_admin(

@@ -88,8 +88,8 @@ async def test_partitions_are_made_ahead_and_rows_of_the_default_one_move(postgr
         for exchange_id in (late, "no uuid"):
             await connection.exec_driver_sql(
                 "INSERT INTO spend (exchange_id, attempt, revision, at, cost_nano, http_status, is_stream, duration_ms,"
-                " key_hash, status, outcome, model_group, deployment_id, provider, model, dropped, budget_keys)"
-                f" VALUES ('{exchange_id}', 1, 0, 0, 5, 200, false, 1, {row}, '', '[]', '[]')"
+                " key_hash, status, outcome, model_group, deployment_id, provider, model, dropped, budget_keys, tags)"
+                f" VALUES ('{exchange_id}', 1, 0, 0, 5, 200, false, 1, {row}, '', '[]', '[]', '[]')"
             )
     now[0] = NOVEMBER
     await asyncio.gather(*(database.make_partitions() for _ in range(4)))

@@ -6,7 +6,7 @@ import asyncio
 
 from sidecar.errors import UnavailableError
 from sidecar.identity.keys import hash_key, new_key
-from sidecar.identity.row import KeyRow
+from sidecar.identity.row import KeyRow, StoredKey
 
 
 class Clock:
@@ -28,7 +28,7 @@ class Source:
         self.is_down = False
         self._was_asked = asyncio.Event()
 
-    async def get(self, key_hash: str) -> KeyRow | None:
+    async def resolve(self, key_hash: str) -> StoredKey | None:
         self.queries.append(key_hash)
         self._was_asked.set()
         self._was_asked = asyncio.Event()
@@ -36,7 +36,7 @@ class Source:
             raise UnavailableError("down")
         row = self.rows.get(key_hash)
         await self.gate.wait()
-        return row
+        return None if row is None else StoredKey(row)
 
     async def asked(self, times: int) -> None:
         """Returns once that many queries were made."""

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.errors import AuthenticationError, UnavailableError
 from sidecar.identity.keys import MASTER_KEY_HASH, Keys, hash_key, new_key
-from sidecar.identity.row import CachedRow, KeyRow, dump, load
+from sidecar.identity.row import CachedRow, KeyRow, StoredKey, dump, load
 from sidecar.types import Budget, Limits, Secret, usd_to_nano
 from tests.identity.source import Clock, Shared, Source
 
@@ -269,8 +269,9 @@ async def test_junk_in_the_shared_cache_is_a_miss(junk: bytes) -> None:
 
 
 def test_a_shared_entry_of_another_key_is_not_taken() -> None:
-    data = dump(CachedRow(1.0, KeyRow(key_hash="a")))
-    assert load(data, key_hash="a") == CachedRow(1.0, KeyRow(key_hash="a"))
+    cached = CachedRow(1.0, 0, StoredKey(KeyRow(key_hash="a")))
+    data = dump(cached)
+    assert load(data, key_hash="a") == cached
     assert load(data, key_hash="b") is None
 
 

@@ -11,7 +11,7 @@ from sidecar.db import Database, migrate
 from sidecar.errors import AuthenticationError, ConflictError, UnavailableError
 from sidecar.identity.keys import Keys, hash_key, new_key
 from sidecar.identity.row import KeyRow
-from sidecar.identity.table import KeyFilter, KeyTable
+from sidecar.identity.table import KeyTable, Store
 from tests.identity.source import Clock
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +42,7 @@ FULL = KeyRow(
 async def table(database_url: str) -> AsyncIterator[KeyTable]:
     await migrate(database_url)
     database = Database(database_url)
-    yield KeyTable(database)
+    yield KeyTable(Store(database))
     await database.aclose()
 
 
@@ -55,12 +55,14 @@ async def test_every_field_comes_back_as_it_went_in(table: KeyTable) -> None:
 
 async def test_update_sets_what_is_named(table: KeyTable) -> None:
     await table.create(FULL)
-    changed = await table.update(FULL.key_hash, {"models": (), "metadata": {}, "expires_at": None, "rpm_limit": 9})
+    changed = await table.update(
+        FULL.key_hash, changes={"models": (), "metadata": {}, "expires_at": None, "rpm_limit": 9}
+    )
     assert changed is not None
     assert changed == await table.get(FULL.key_hash)
     assert (changed.models, changed.metadata, changed.expires_at, changed.rpm_limit) == ((), {}, None, 9)
     assert changed.max_budget_nano == FULL.max_budget_nano
-    assert await table.update("c" * 64, {"rpm_limit": 1}) is None
+    assert await table.update("c" * 64, changes={"rpm_limit": 1}) is None
 
 
 async def test_blocking_is_one_call(table: KeyTable) -> None:
@@ -78,17 +80,17 @@ async def test_an_alias_belongs_to_one_key(table: KeyTable) -> None:
     await table.create(KeyRow(key_hash="c" * 64))
     await table.create(KeyRow(key_hash="d" * 64))
     with pytest.raises(ConflictError):
-        await table.update("c" * 64, {"key_alias": FULL.key_alias})
-    assert (await table.list(KeyFilter(), limit=10))[1] == 3
+        await table.update("c" * 64, changes={"key_alias": FULL.key_alias})
+    assert (await table.list(limit=10))[1] == 3
 
 
 async def test_deleting_is_all_or_nothing(table: KeyTable) -> None:
     for letter in "abc":
         await table.create(KeyRow(key_hash=letter * 64))
-    assert await table.delete(hashes=["a" * 64, "x" * 64]) == []
-    assert (await table.list(KeyFilter(), limit=10))[1] == 3
-    assert await table.delete(hashes=["b" * 64, "a" * 64, "b" * 64]) == ["a" * 64, "b" * 64]
-    assert [row.key_hash for row in (await table.list(KeyFilter(), limit=10))[0]] == ["c" * 64]
+    assert [row.key_hash for row in await table.delete([("a" * 64,), ("x" * 64,)])] == []
+    assert (await table.list(limit=10))[1] == 3
+    assert [row.key_hash for row in await table.delete([("b" * 64,), ("a" * 64,), ("b" * 64,)])] == ["a" * 64, "b" * 64]
+    assert [row.key_hash for row in (await table.list(limit=10))[0]] == ["c" * 64]
 
 
 async def test_rows_are_found_by_hash_or_alias_and_text_is_never_a_query(table: KeyTable) -> None:
@@ -98,13 +100,13 @@ async def test_rows_are_found_by_hash_or_alias_and_text_is_never_a_query(table: 
     assert [row.key_hash for row in await table.find(aliases=["' OR 1=1 --"])] == ["b" * 64]
     assert len(await table.find(hashes=["b" * 64], aliases=[FULL.key_alias or ""])) == 2
     assert await table.find() == []
-    assert await table.list(KeyFilter(user_id="' OR 1=1 --"), limit=10) == ([], 0)
+    assert await table.list(limit=10, user_id="' OR 1=1 --") == ([], 0)
 
 
 async def test_a_database_that_cannot_be_reached_is_503(tmp_path: object) -> None:
     for url in ("postgresql://nobody:x@127.0.0.1:1/none", f"sqlite:///{tmp_path}/empty.db"):
         database = Database(url)
-        table = KeyTable(database)
+        table = KeyTable(Store(database))
         with pytest.raises(UnavailableError):
             await table.get("a" * 64)
         with pytest.raises(UnavailableError):
@@ -128,7 +130,7 @@ async def test_a_frozen_postgres_costs_the_deadline_and_then_nothing_waits(table
 
     server = await asyncio.start_server(nothing, "127.0.0.1", 0)
     database = Database(f"postgresql://a:b@127.0.0.1:{server.sockets[0].getsockname()[1]}/c?sslmode=disable")
-    keys = Keys(KeyTable(database), master_key=None, clock=Clock(), deadline_s=0.1)
+    keys = Keys(KeyTable(Store(database)), master_key=None, clock=Clock(), deadline_s=0.1)
     async with asyncio.timeout(3):
         for _ in range(3):
             with pytest.raises(UnavailableError):

@@ -94,11 +94,11 @@ async def test_each_part_can_be_claimed_alone(clock: Clock) -> None:
 
 
 async def test_a_scope_is_one_function_and_may_depend_on_the_model(clock: Clock) -> None:
-    def team(identity: Identity, model: str) -> Scope | None:
-        return Scope("team", identity.team_id, Limits(rpm=1)) if identity.team_id else None
+    def team(identity: Identity, model: str) -> list[Scope]:
+        return [Scope("team", identity.team_id, Limits(rpm=1))] if identity.team_id else []
 
-    def model_of_key(identity: Identity, model: str) -> Scope | None:
-        return Scope("model", f"{identity.key_hash}:{model}", Limits(rpm=1))
+    def model_of_key(identity: Identity, model: str) -> list[Scope]:
+        return [Scope("model", f"{identity.key_hash}:{model}", Limits(rpm=1))]
 
     model_of_key.by_model = True  # type: ignore[attr-defined]
     teams = Admission(MemoryStore(clock), clock=clock, scopes=(key_scope, team))

@@ -1,0 +1,163 @@
+"""The first schema: who calls (`keys`, `principals`), what changed, and `spend` – on PostgreSQL range-partitioned by
+`exchange_id`, with a default one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+_TOKENS = (
+    "input",
+    "cached_input",
+    "cache_write_5m",
+    "cache_write_1h",
+    "output",
+    "reasoning",
+    "audio_input",
+    "audio_output",
+    "image_input",
+    "image_output",
+)
+
+
+def _policy() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("models", sa.Text, nullable=False),
+        sa.Column("max_budget_nano", sa.BigInteger),
+        sa.Column("budget_duration", sa.Text),
+        sa.Column("budget_anchor_at", sa.BigInteger, nullable=False),
+        sa.Column("budget_windows", sa.Text, nullable=False),
+        sa.Column("soft_budget_nano", sa.BigInteger),
+        sa.Column("temp_budget_increase_nano", sa.BigInteger),
+        sa.Column("temp_budget_expiry_at", sa.BigInteger),
+        sa.Column("rpm_limit", sa.BigInteger),
+        sa.Column("tpm_limit", sa.BigInteger),
+        sa.Column("max_parallel_requests", sa.BigInteger),
+        sa.Column("model_limits", sa.Text, nullable=False),
+        sa.Column("budget_id", sa.Text),
+        sa.Column("metadata", sa.Text, nullable=False),
+        sa.Column("blocked", sa.Boolean, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("updated_at", sa.BigInteger, nullable=False),
+    ]
+
+
+def _who() -> None:
+    """Keys and everybody above them, what was changed and by whom."""
+    op.create_table(
+        "keys",
+        sa.Column("key_hash", sa.Text, primary_key=True),
+        sa.Column("key_name", sa.Text, nullable=False),
+        sa.Column("key_alias", sa.Text, unique=True),
+        sa.Column("user_id", sa.Text),
+        sa.Column("team_id", sa.Text),
+        sa.Column("organization_id", sa.Text),
+        sa.Column("tags", sa.Text, nullable=False),
+        sa.Column("expires_at", sa.BigInteger),
+        sa.Column("successor_hash", sa.Text),
+        sa.Column("rotation_interval", sa.Text),
+        sa.Column("rotates_at", sa.BigInteger),
+        sa.Column("last_used_at", sa.BigInteger),
+        *_policy(),
+    )
+    op.create_index("ix_keys_created_at", "keys", ["created_at", "key_hash"])
+    for name in ("user_id", "team_id", "organization_id", "budget_id", "rotates_at"):
+        op.create_index(f"ix_keys_{name}", "keys", [name])
+    op.create_table(
+        "principals",
+        sa.Column("kind", sa.Text, primary_key=True),
+        sa.Column("principal_id", sa.Text, primary_key=True),
+        sa.Column("alias", sa.Text),
+        sa.Column("email", sa.Text),
+        sa.Column("role", sa.Text),
+        sa.Column("organization_id", sa.Text),
+        sa.Column("team_id", sa.Text),
+        sa.Column("user_id", sa.Text),
+        *_policy(),
+    )
+    op.create_index("ix_principals_created_at", "principals", ["kind", "created_at", "principal_id"])
+    for name in ("organization_id", "team_id", "user_id", "budget_id"):
+        op.create_index(f"ix_principals_{name}", "principals", [name])
+    op.create_table(
+        "models",
+        sa.Column("model_id", sa.Text, primary_key=True),
+        sa.Column("model_name", sa.Text, nullable=False),
+        sa.Column("settings", sa.Text, nullable=False),
+        sa.Column("credential", sa.Text),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("updated_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "changes",
+        sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("subject_id", sa.Text, nullable=False),
+        sa.Column("at", sa.BigInteger, nullable=False),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_changes_at", "changes", ["at"])
+    op.create_table(
+        "audit",
+        sa.Column("audit_id", sa.Text, primary_key=True),
+        sa.Column("at", sa.BigInteger, nullable=False),
+        sa.Column("actor", sa.Text, nullable=False),
+        sa.Column("action", sa.Text, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("subject_id", sa.Text, nullable=False),
+        sa.Column("before", sa.Text),
+        sa.Column("after", sa.Text),
+    )
+    op.create_index("ix_audit_at", "audit", ["at", "audit_id"])
+    op.create_index("ix_audit_subject", "audit", ["kind", "subject_id"])
+
+
+def upgrade() -> None:
+    _who()
+    is_postgresql = op.get_bind().dialect.name == "postgresql"
+    op.create_table(
+        "spend",
+        sa.Column("exchange_id", sa.Text(collation="C" if is_postgresql else None), primary_key=True),
+        sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("at", sa.BigInteger, nullable=False),
+        sa.Column("key_hash", sa.Text, nullable=False),
+        sa.Column("status", sa.Text, nullable=False),
+        sa.Column("outcome", sa.Text, nullable=False),
+        sa.Column("cost_nano", sa.BigInteger, nullable=False),
+        sa.Column("model_group", sa.Text, nullable=False),
+        sa.Column("deployment_id", sa.Text, nullable=False),
+        sa.Column("provider", sa.Text, nullable=False),
+        sa.Column("model", sa.Text, nullable=False),
+        sa.Column("key_alias", sa.Text),
+        sa.Column("user_id", sa.Text),
+        sa.Column("team_id", sa.Text),
+        sa.Column("organization_id", sa.Text),
+        sa.Column("end_user_id", sa.Text),
+        sa.Column("request_id", sa.Text),
+        *(sa.Column(f"{name}_tokens", sa.BigInteger) for name in _TOKENS),
+        sa.Column("http_status", sa.Integer, nullable=False),
+        sa.Column("is_stream", sa.Boolean, nullable=False),
+        sa.Column("duration_ms", sa.BigInteger, nullable=False),
+        sa.Column("first_byte_ms", sa.BigInteger),
+        sa.Column("dropped", sa.Text, nullable=False),
+        sa.Column("budget_keys", sa.Text, nullable=False),
+        sa.Column("tags", sa.Text, nullable=False),
+        postgresql_partition_by="RANGE (exchange_id)",
+    )
+    op.create_index("ix_spend_key_hash_at", "spend", ["key_hash", "at"])
+    op.create_index("ix_spend_at", "spend", ["at"])
+    op.create_index("ix_spend_request_id", "spend", ["request_id"])
+    if is_postgresql:
+        op.execute("CREATE TABLE spend_default PARTITION OF spend DEFAULT")
+
+
+def downgrade() -> None:
+    for name in ("spend", "audit", "changes", "models", "principals", "keys"):
+        op.drop_table(name)

@@ -1,0 +1,116 @@
+"""The `changes` and `audit` tables: what was written, when, by whom – noted in the transaction it belongs to.
+
+`table.py` notes, `feed.py` reads on. Rule: on PostgreSQL writers take one advisory lock before they take a number, so
+numbers become visible in their order; SQLite has one writer anyway. Secrets in what is audited are masked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from sidecar.db.schema import audit, changes
+from sidecar.identity.feed import KEPT_S, Change
+
+_WRITERS_LOCK = 0x51DECA6
+_SECRET = re.compile(r"secret|passw|token|api[-_]?key|credential|authorization|private", re.IGNORECASE)
+MASK = "***"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One write: `before` and `after` are the row as the management API shows it, `None` where there is none."""
+
+    actor: str
+    action: str
+    kind: str
+    subject_id: str
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
+
+
+async def lock_writers(connection: AsyncConnection) -> None:
+    """First in every transaction that notes a change."""
+    if connection.dialect.name == "postgresql":
+        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
+
+
+async def note(connection: AsyncConnection, event: Event, *, at: float, audit_id: str) -> None:
+    micros = round(at * 1_000_000)
+    await connection.execute(sa.insert(changes).values(kind=event.kind, subject_id=event.subject_id, at=micros))
+    await connection.execute(sa.delete(changes).where(changes.c.at < micros - round(KEPT_S * 1_000_000)))
+    await connection.execute(
+        sa.insert(audit).values(
+            audit_id=audit_id,
+            at=micros,
+            actor=event.actor,
+            action=event.action,
+            kind=event.kind,
+            subject_id=event.subject_id,
+            before=_text(event.before),
+            after=_text(event.after),
+        )
+    )
+
+
+async def since(connection: AsyncConnection, seq: int, limit: int) -> tuple[list[Change], int]:
+    """As `feed.ChangeSource.changes_since`."""
+    query = sa.select(changes.c.seq, changes.c.kind, changes.c.subject_id).where(changes.c.seq > seq)
+    found = [tuple(row) for row in await connection.execute(query.order_by(changes.c.seq).limit(limit))]
+    if not found or found[0][0] == seq + 1:
+        return found, 0
+    oldest = (await connection.execute(sa.select(sa.func.min(changes.c.seq)))).scalar_one()
+    return found, int(oldest) - 1
+
+
+async def last(connection: AsyncConnection) -> int:
+    return int((await connection.execute(sa.select(sa.func.max(changes.c.seq)))).scalar() or 0)
+
+
+async def page(
+    connection: AsyncConnection,
+    *,
+    kind: str | None = None,
+    subject_id: str | None = None,
+    actor: str | None = None,
+    limit: int,
+    offset: int,
+) -> tuple[list[dict[str, Any]], int]:
+    """Audited events, newest first, and how many match in all."""
+    equal = {"kind": kind, "subject_id": subject_id, "actor": actor}
+    where = [audit.c[name] == value for name, value in equal.items() if value is not None]
+    total = (await connection.execute(sa.select(sa.func.count()).select_from(audit).where(*where))).scalar_one()
+    query = sa.select(audit).where(*where).order_by(audit.c.at.desc(), audit.c.audit_id.desc())
+    rows = (await connection.execute(query.limit(limit).offset(offset))).mappings()
+    found = [
+        {
+            **row,
+            "at": row["at"] / 1_000_000,
+            "before": None if row["before"] is None else json.loads(row["before"]),
+            "after": None if row["after"] is None else json.loads(row["after"]),
+        }
+        for row in rows
+    ]
+    return found, int(total)
+
+
+def _text(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(masked(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def masked(value: Any) -> Any:
+    """The same with every value masked whose name says it is a secret."""
+    if isinstance(value, Mapping):
+        return {
+            name: MASK if isinstance(item, str) and _SECRET.search(str(name)) else masked(item)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [masked(item) for item in value]
+    return value

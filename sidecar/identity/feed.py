@@ -1,0 +1,111 @@
+"""What other processes changed: every write of keys, principals and models notes a change, every process reads on.
+
+`table.py` notes changes in the transaction they belong to, `keys.py` and the catalog forget what changed. Rules:
+writers take one lock, so a change never becomes visible after a later one; as long as the feed is read, memory is as
+good as the database; when it cannot be read, nobody claims so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from sidecar.errors import UnavailableError
+
+Change = tuple[int, str, str]
+"""(sequence number, kind, id)."""
+KEPT_S = 3600.0
+PAGE = 1000
+_log = logging.getLogger(__name__)
+
+
+class ChangeSource(Protocol):
+    """Raises `UnavailableError` when it cannot tell."""
+
+    async def changes_since(self, seq: int, limit: int) -> tuple[list[Change], int]:
+        """The next changes after `seq`, in order, and the number of the oldest change still kept minus one."""
+
+    async def last_change(self) -> int: ...
+
+
+class Follower(Protocol):
+    """Who wants to know."""
+
+    def changed(self, seq: int, kind: str, subject_id: str) -> None: ...
+
+    def forget_all(self, seq: int) -> None:
+        """Anything may have changed."""
+
+    def confirm(self, at: float) -> None:
+        """Every change committed before `at` was told."""
+
+
+class ChangeFeed:
+    """Asks every `interval_s`, each time with a deadline, as long as it runs."""
+
+    def __init__(
+        self,
+        source: ChangeSource,
+        followers: Sequence[Follower],
+        *,
+        clock: Callable[[], float],
+        interval_s: float = 0.25,
+        deadline_s: float = 2.0,
+    ) -> None:
+        self._source = source
+        self._followers = followers
+        self._clock = clock
+        self._interval_s = interval_s
+        self._deadline_s = deadline_s
+        self._task: asyncio.Task[None] | None = None
+        self.seq: int | None = None
+
+    async def start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def aclose(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._deadline_s):
+                    await self.poll()
+                failures = 0
+            except (UnavailableError, TimeoutError):
+                failures += 1
+                if failures == 1:
+                    _log.warning("changes made elsewhere cannot be read: the database does not answer")
+            await asyncio.sleep(self._interval_s * min(8, 1 + failures))
+
+    async def poll(self) -> None:
+        """Tell all followers what changed since the last time. Raises `UnavailableError`."""
+        asked_at = self._clock()
+        if self.seq is None:
+            seq = await self._source.last_change()
+            for follower in self._followers:
+                follower.forget_all(seq)
+            self.seq = seq
+        else:
+            while True:
+                found, gone = await self._source.changes_since(self.seq, PAGE)
+                if gone > self.seq:  # we slept longer than changes are kept
+                    for follower in self._followers:
+                        follower.forget_all(gone)
+                    self.seq = gone
+                    continue
+                for seq, kind, subject_id in found:
+                    for follower in self._followers:
+                        follower.changed(seq, kind, subject_id)
+                    self.seq = seq
+                if len(found) < PAGE:
+                    break
+        for follower in self._followers:
+            follower.confirm(asked_at)
