@@ -38,6 +38,8 @@ _encode = msgspec.json.encode
 # https://platform.openai.com/docs/api-reference/chat/create#chat-create-max_tokens
 _NEW_CAP = re.compile(r"(?:^|/)(?:o\d|gpt-(?:[5-9]|\d\d))")
 
+_NO_CHOICES = (b"[]", b"null")
+
 _GUARDED_KEY = re.compile(rb'"(?:model|stream|max_tokens|max_completion_tokens|n)"')
 
 _CODES: dict[str, ErrorKind] = {
@@ -280,7 +282,7 @@ class OpenAIStream(StreamTranslator):
             found = usage_from_openai(usage)
             if found.is_known:
                 self.usage = found
-            if self._is_usage_hidden and bytes(view.choices).strip() in (b"[]", b"null"):
+            if self._is_usage_hidden and bytes(view.choices).translate(None, b" \t\r\n") in _NO_CHOICES:
                 return b""
         if not self.content_started:
             self.content_started = has_content(bytes(view.choices))
