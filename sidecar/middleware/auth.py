@@ -51,7 +51,8 @@ def bearer_token(scope: Scope) -> str:
             fallback = value
     if fallback is None:
         raise AuthenticationError(
-            "The gateway refused the request: no API key given. Send it as 'Authorization: Bearer sk-…'."
+            "The gateway refused the request: no API key given. Send it as 'Authorization: Bearer sk-…'.",
+            code="missing_api_key",
         )
     return fallback.decode("latin-1")
 
