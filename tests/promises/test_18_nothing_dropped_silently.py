@@ -1,0 +1,214 @@
+"""*Nothing is dropped silently.* Every field of OpenAI's chat request, at every registered provider, is mapped, passed,
+or refused with a 400 that names it; what a deployment's `drop_params` leaves out is named in the answer and in the row.
+Seen on the wire: what the client sent, what the provider got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from sidecar.translate import PROVIDERS
+from sidecar.translate.provider import OPENAI_CHAT_FIELDS
+from tests.faults.provider import FaultProvider
+from tests.promises.support import PROVIDER_KEY, Running, served
+
+pytestmark = pytest.mark.anyio
+
+USER = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+VALUES: dict[str, list[Any]] = {
+    "audio": [{"voice": "alloy", "format": "mp3"}],
+    "frequency_penalty": [0.5, -2],
+    "function_call": ["none", {"name": "f"}],
+    "functions": [[{"name": "f", "parameters": {}}]],
+    "logit_bias": [{"50256": -100}],
+    "logprobs": [True],
+    "max_completion_tokens": [9],
+    "max_tokens": [9],
+    "messages": [
+        [{"role": "developer", "content": "be brief"}, *USER],
+        [*USER, {"role": "function", "name": "f", "content": "x"}],
+    ],
+    "metadata": [{"user_id": "u"}, {"team": "blue"}],
+    "modalities": [["text", "audio"]],
+    "model": [None],
+    "moderation": [{"model": "omni-moderation-latest"}],
+    "n": [2],
+    "parallel_tool_calls": [False],
+    "prediction": [{"type": "content", "content": "x"}],
+    "presence_penalty": [0.5],
+    "prompt_cache_key": ["k"],
+    "prompt_cache_options": [{"mode": "explicit"}],
+    "prompt_cache_retention": ["24h"],
+    "reasoning_effort": ["low", "max"],
+    "response_format": [
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}},
+    ],
+    "safety_identifier": ["user-1"],
+    "seed": [7],
+    "service_tier": ["default", "flex", "priority"],
+    "stop": ["END", ["END", "."]],
+    "store": [True],
+    "stream": [True],
+    "stream_options": [{"include_usage": True}],
+    "temperature": [0.3, 1.7],
+    "tool_choice": ["required", "none", {"type": "function", "function": {"name": "f"}}],
+    "tools": [[TOOL], [{"type": "custom", "custom": {"name": "c"}}]],
+    "top_logprobs": [2],
+    "top_p": [0.9],
+    "user": ["user-1"],
+    "verbosity": ["low"],
+    "web_search_options": [{}, {"search_context_size": "high"}],
+}  # fmt: skip
+"""Values that ask for something; one that asks for what happens anyway may be left out."""
+BESIDE: dict[str, dict[str, Any]] = {
+    "function_call": {"functions": [{"name": "f", "parameters": {}}]},
+    "parallel_tool_calls": {"tools": [TOOL]},
+    "stream_options": {"stream": True},
+    "tool_choice": {"tools": [TOOL]},
+    "top_logprobs": {"logprobs": True},
+}
+"""What a field needs beside it to mean anything."""
+TELLS_UNASKED = {name for name, provider in PROVIDERS.items() if not getattr(provider, "forces_usage", True)}
+
+
+def model_of(name: str) -> str:
+    """One that thinks, so that effort means something."""
+    return "claude-opus-4-5" if name == "anthropic" else f"{name}-1"
+
+
+@pytest.fixture(scope="module")
+async def every(provider_of_file: FaultProvider, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """Each registered provider strict, and again as `<name>-drops`."""
+    url = provider_of_file.base_url
+    models = [
+        {
+            "name": f"{name}{'-drops' if drops else ''}",
+            "deployments": [
+                {
+                    "provider": name, "model": model_of(name), "api_key": PROVIDER_KEY, "drop_params": drops,
+                    "base_url": f"{url}/v1" if provider.is_same_dialect else url, "price": {"input": 1, "output": 2},
+                }
+            ],
+        }
+        for name, provider in PROVIDERS.items()
+        for drops in (False, True)
+    ]  # fmt: skip
+    async with served(tmp_path_factory.mktemp("every"), url, top={"models": models}) as running:
+        yield running
+
+
+def test_the_table_has_every_field_the_installed_sdk_can_send() -> None:
+    from openai.types.chat import completion_create_params as params
+
+    fields = {
+        *params.CompletionCreateParamsNonStreaming.__annotations__,
+        *params.CompletionCreateParamsStreaming.__annotations__,
+    }
+    assert VALUES.keys() == fields, "decide for each provider what happens to the new field"
+    assert fields <= OPENAI_CHAT_FIELDS
+    for name, provider in PROVIDERS.items():
+        assert fields <= provider.params.keys() | provider.unsupported.keys(), name
+
+
+def is_named(param: str, field: str) -> bool:
+    return param == field or param.startswith((f"{field}.", f"{field}["))
+
+
+async def sent(gateway: Running, faults: FaultProvider, key: str, payload: dict[str, Any]) -> tuple[Any, Any]:
+    """(answer, what the provider got or None)"""
+    faults.requests.clear()
+    answer = await gateway.chat(key, payload)
+    assert len(faults.requests) == (answer.status_code == 200), answer.text
+    return answer, faults.requests[0].json() if faults.requests else None
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_each_field_reaches_the_provider_or_is_refused_by_name(
+    every: Running, faults: FaultProvider, name: str
+) -> None:
+    key = await every.mint()
+    outcomes: dict[str, list[str]] = {"reached": [], "refused": []}
+    for field, values in VALUES.items():
+        base = {"model": name, "messages": USER, **BESIDE.get(field, {})}
+        _, without = await sent(every, faults, key, base)
+        for value in values:
+            answer, got = await sent(every, faults, key, base if field == "model" else {**base, field: value})
+            label = f"{name}: {field}={value!r}"
+            assert "x-sidecar-dropped" not in answer.headers, label
+            if answer.status_code != 200:
+                error = answer.json()["error"]
+                assert answer.status_code == 400, label
+                named = next(name for name in (field, *BESIDE.get(field, ())) if is_named(error["param"], name))
+                assert named in error["message"], label
+                outcomes["refused"].append(field)
+                continue
+            outcomes["reached"].append(field)
+            if field == "model":
+                assert got["model"] == model_of(name)
+            elif field == "stream_options":
+                # What it asks for shows in the answer; the provider is asked anyway, or tells without being asked.
+                assert name in TELLS_UNASKED or '"prompt_tokens":11' in answer.text.replace(" ", ""), label
+            else:
+                assert got != without, f"{label} was dropped without a word"
+    print(f"{name}: {len(outcomes['reached'])} values reached it, {len(outcomes['refused'])} refused by name")
+    refused = set(outcomes["refused"])
+    assert set(PROVIDERS[name].unsupported) <= refused
+    if PROVIDERS[name].passes_unknown:
+        assert refused == set(PROVIDERS[name].unsupported)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", [name for name, provider in PROVIDERS.items() if provider.unsupported])
+async def test_what_policy_drops_is_named_in_the_answer_and_in_the_row(
+    every: Running, faults: FaultProvider, name: str, stream: bool
+) -> None:
+    key = await every.mint()
+    base = {"model": f"{name}-drops", "messages": USER, "stream": stream}
+    answer, without = await sent(every, faults, key, base)
+    assert "x-sidecar-dropped" not in answer.headers
+    unsupported = sorted(PROVIDERS[name].unsupported)
+    for field in unsupported:
+        # The last value of each asks for something whatever stands beside it.
+        answer, got = await sent(every, faults, key, {**base, field: VALUES[field][-1]})
+        assert (answer.status_code, answer.headers.get("x-sidecar-dropped")) == (200, field), answer.text
+        assert got == without
+    everything = {field: VALUES[field][-1] for field in unsupported}
+    answer, got = await sent(every, faults, key, {**base, **everything})
+    assert sorted(answer.headers["x-sidecar-dropped"].split(",")) == unsupported
+    assert got == without
+    rows = await every.rows(key, at_least=len(unsupported) + 2)
+    assert sorted(row["dropped"] for row in rows) == sorted([[], *([field] for field in unsupported), unsupported])
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+async def test_a_field_openai_does_not_have_is_passed_refused_or_named_too(
+    every: Running, faults: FaultProvider, name: str
+) -> None:
+    key = await every.mint()
+    payload = {"model": name, "messages": USER, "frobnicate": {"a": 1}}
+    answer, got = await sent(every, faults, key, payload)
+    if PROVIDERS[name].passes_unknown:
+        assert got["frobnicate"] == {"a": 1}
+        return
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "frobnicate")
+    answer, got = await sent(every, faults, key, {**payload, "model": f"{name}-drops"})
+    assert answer.headers["x-sidecar-dropped"] == "frobnicate"
+    assert "frobnicate" not in got
+
+
+@pytest.mark.parametrize("part", ["input_audio", "refusal", "video_url", None])
+async def test_a_content_part_that_cannot_be_said_is_refused_with_its_place(
+    every: Running, faults: FaultProvider, part: str | None
+) -> None:
+    key = await every.mint()
+    for model in ("anthropic", "anthropic-drops"):
+        messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": part, str(part): {}}]}]
+        answer, got = await sent(every, faults, key, {"model": model, "messages": messages})
+        assert (answer.status_code, got) == (400, None)
+        assert answer.json()["error"]["param"].startswith("messages[0].content[1]")
