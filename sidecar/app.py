@@ -26,6 +26,7 @@ from sidecar.admit import AdmissionPolicy
 from sidecar.asgi import ASGIApp
 from sidecar.config.build import build_catalog, ensure_master_key, global_budgets, global_limits
 from sidecar.config.models import Config
+from sidecar.config.oidc import build_issuers
 from sidecar.db import Database
 from sidecar.errors import RefusedError, UnavailableError
 from sidecar.gateway import Gateway, error_response
@@ -33,12 +34,13 @@ from sidecar.identity.callers import Callers
 from sidecar.identity.feed import ChangeFeed
 from sidecar.identity.keys import Keys
 from sidecar.identity.shared_cache import SharedCache
+from sidecar.identity.subjects import Credentials, Subjects
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.limits.admission import Admission
 from sidecar.limits.store import open_store
 from sidecar.limits.windows import BudgetWindow
 from sidecar.metrics import Metrics
-from sidecar.middleware.auth import AuthMiddleware, bearer_token
+from sidecar.middleware.auth import AuthMiddleware, KeyLookup, bearer_token
 from sidecar.middleware.budget import BudgetMiddleware
 from sidecar.middleware.observe import AccessLog, ObserveMiddleware
 from sidecar.middleware.rate_limit import RateLimitMiddleware
@@ -62,7 +64,7 @@ def build_stack(
     *,
     metrics: Metrics,
     access_log: AccessLog | None,
-    keys: Keys | None,
+    keys: KeyLookup | None,
     callers: Callers | None,
     end_user_header: str | None,
     policy: AdmissionPolicy,
@@ -109,7 +111,9 @@ def build_app(
     )
     redis_url = config.store.redis_url.reveal() if config.store.redis_url is not None else None
     keys: Keys | None = None
+    credentials: Credentials | None = None
     callers: Callers | None = None
+    subjects: Subjects | None = None
     end_user_header: str | None = None
     if config.auth != "none":
         master_key, made = ensure_master_key(config)
@@ -119,8 +123,13 @@ def build_app(
         keys = Keys(
             table, master_key=master_key, clock=time.time, shared_cache=cache, hard_age_s=config.auth.key_cache_s
         )
+        principals = PrincipalTable(store)
+        issuers = build_issuers(config.auth.issuers, config.auth.introspection, clock=time.time)
+        if issuers is not None:
+            subjects = Subjects(issuers, principals, clock=time.time, hard_age_s=config.auth.key_cache_s)
+        credentials = Credentials(keys, subjects)
         callers = Callers(
-            PrincipalTable(store),
+            principals,
             clock=time.time,
             end_user_budget_id=config.auth.end_user_budget_id,
             hard_age_s=config.auth.key_cache_s,
@@ -148,7 +157,7 @@ def build_app(
     stack = build_stack(
         metrics=metrics,
         access_log=_access_log if config.log.access else None,
-        keys=keys,
+        keys=credentials,
         callers=callers,
         end_user_header=end_user_header,
         policy=policy,
@@ -158,7 +167,7 @@ def build_app(
         retries=config.routing.retries,
         transport=transport,
     )
-    routes = [Route(path, _Models(catalog, keys), methods=["GET"]) for path in ("/v1/models", "/models")]
+    routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]
     if keys is not None:
         routes += build_admin(
             keys=keys,
@@ -169,7 +178,7 @@ def build_app(
             random_bytes=secrets.token_bytes,
         )
     ticker = _Ticker(admission, recorder, metrics)
-    feed = ChangeFeed(store, [f for f in (keys, callers) if f is not None], clock=time.time)
+    feed = ChangeFeed(store, [f for f in (keys, callers, subjects) if f is not None], clock=time.time)
 
     async def open_database() -> None:
         if migrate:
@@ -182,8 +191,7 @@ def build_app(
             )
 
     closers = [database.aclose, transport.aclose, admission.aclose, recorder.aclose, ticker.aclose, feed.aclose]
-    if keys is not None:
-        closers.append(keys.aclose)
+    closers += [part.aclose for part in (keys, subjects) if part is not None]
     return Gateway(
         stack,
         routes,
@@ -259,7 +267,7 @@ class _Ticker:
 class _Models:
     """GET /v1/models: what the caller may use."""
 
-    def __init__(self, catalog: Catalog, keys: Keys | None) -> None:
+    def __init__(self, catalog: Catalog, keys: KeyLookup | None) -> None:
         self._catalog = catalog
         self._keys = keys
 

@@ -13,7 +13,7 @@ _ABOUT = ("title", "description", "default", "examples")
 
 
 class _Generator(GenerateJsonSchema):
-    ignored_warning_kinds = {"non-serializable-default", "skipped-choice"}  # noqa: RUF012 - a default may be a Secret
+    ignored_warning_kinds = {"non-serializable-default", "skipped-choice"}
 
 
 def json_schema() -> dict[str, Any]:
