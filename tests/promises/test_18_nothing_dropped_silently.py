@@ -202,6 +202,32 @@ async def test_a_field_openai_does_not_have_is_passed_refused_or_named_too(
     assert "frobnicate" not in got
 
 
+PARTS = {
+    "text": {"type": "text", "text": "hi"},
+    "image_url": {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+    "file": {"type": "file", "file": {"file_id": "file-1"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("role", "part"), [*(("user", part) for part in PARTS), ("system", "text"), ("assistant", "text")]
+)
+async def test_a_field_within_a_part_is_refused_with_its_place_or_named_as_dropped(
+    every: Running, faults: FaultProvider, part: str, role: str
+) -> None:
+    key = await every.mint()
+    marked = {**PARTS[part], "prompt_cache_breakpoint": {"mode": "explicit"}}
+    messages = [*USER, {"role": role, "content": [marked]}]
+    where = "messages[1].content[0].prompt_cache_breakpoint"
+    answer, _ = await sent(every, faults, key, {"model": "anthropic", "messages": messages})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, where)
+    answer, got = await sent(every, faults, key, {"model": "anthropic-drops", "messages": messages})
+    assert answer.headers["x-sidecar-dropped"] == where
+    assert "prompt_cache_breakpoint" not in str(got)
+    _, got = await sent(every, faults, key, {"model": "openai", "messages": messages})
+    assert got["messages"] == messages
+
+
 @pytest.mark.parametrize("part", ["input_audio", "refusal", "video_url", None])
 async def test_a_content_part_that_cannot_be_said_is_refused_with_its_place(
     every: Running, faults: FaultProvider, part: str | None

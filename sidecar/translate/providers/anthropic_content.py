@@ -126,6 +126,10 @@ def _document(part: Mapping[str, Any], where: str) -> Block:
     return block
 
 
+_PART_FIELDS = frozenset(("type", "text", "refusal", "image_url", "file", "cache_control", "annotations", "logprobs"))
+"""What a part of an OpenAI message may carry here; the last two are echoed from answers."""
+
+
 def content_blocks(content: Any, where: str, drop: Drop, *, allows_media: bool = True) -> list[Block]:
     """A message's content as blocks; empty texts are left out, because Anthropic refuses them and they say nothing."""
     if content is None:
@@ -142,6 +146,12 @@ def content_blocks(content: Any, where: str, drop: Drop, *, allows_media: bool =
         if not isinstance(part, dict):
             raise bad(f"'{here}' must be an object.", here)
         kind = part.get("type")
+        for field in part.keys() - _PART_FIELDS:
+            if part[field] not in (None, [], {}, ""):
+                drop(
+                    f"{here}.{field}",
+                    "Anthropic has no such field; remove it, and mark what to cache by cache_control.",
+                )
         if kind in ("text", "input_text", "output_text") or (kind == "refusal" and "refusal" in part):
             text = part.get("refusal" if kind == "refusal" else "text")
             if not isinstance(text, str):
