@@ -146,12 +146,6 @@ def content_blocks(content: Any, where: str, drop: Drop, *, allows_media: bool =
         if not isinstance(part, dict):
             raise bad(f"'{here}' must be an object.", here)
         kind = part.get("type")
-        for field in part.keys() - _PART_FIELDS:
-            if part[field] not in (None, [], {}, ""):
-                drop(
-                    f"{here}.{field}",
-                    "Anthropic has no such field; remove it, and mark what to cache by cache_control.",
-                )
         if kind in ("text", "input_text", "output_text") or (kind == "refusal" and "refusal" in part):
             text = part.get("refusal" if kind == "refusal" else "text")
             if not isinstance(text, str):
@@ -165,6 +159,9 @@ def content_blocks(content: Any, where: str, drop: Drop, *, allows_media: bool =
         else:
             takes = "text, image_url and file" if allows_media else "text"
             raise bad(f"'{here}' has type {kind!r:.60}; here Anthropic takes {takes} parts.", f"{here}.type")
+        for field, value in part.items():
+            if field not in _PART_FIELDS and value not in (None, [], {}, ""):
+                drop(f"{here}.{field}", "Anthropic has no such field; remove it. cache_control marks what to cache.")
     return blocks
 
 
