@@ -22,12 +22,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar.admin import build_admin
+from sidecar.admin.endpoint import AdminEndpoint
+from sidecar.admin.models import ModelAdmin
 from sidecar.admit import AdmissionPolicy
 from sidecar.asgi import ASGIApp
 from sidecar.config.build import build_catalog, ensure_master_key, global_budgets, global_limits
 from sidecar.config.models import Config
 from sidecar.config.oidc import build_issuers
+from sidecar.config.stored import LiveCatalog, ModelTable
 from sidecar.db import Database
+from sidecar.db.vault import Vault
 from sidecar.errors import RefusedError, UnavailableError
 from sidecar.gateway import Gateway, error_response
 from sidecar.identity.callers import Callers
@@ -52,6 +56,7 @@ from sidecar.routing.catalog import Catalog
 from sidecar.routing.health import Health
 from sidecar.spend.journal import Journal
 from sidecar.spend.ledger import Ledger
+from sidecar.spend.price_loader import load_price
 from sidecar.spend.recorder import Recorder
 from sidecar.types import SpendRecord
 from sidecar.upstream.base import Transport
@@ -97,10 +102,13 @@ def build_app(
 ) -> Gateway:
     """`migrate=True` brings the database to the current schema at start; without it another schema is a clear 503.
     `owns_process=True` lets it tune what belongs to the whole process (`sidecar serve`; not inside your app)."""
-    catalog = build_catalog(config, os.environ if env is None else env)
+    environment = os.environ if env is None else env
+    catalog = build_catalog(config, environment)
     metrics = Metrics()
     database = Database(config.store.database_url.reveal())
     store = Store(database)
+    stored = ModelTable(store, Vault(config.store.encryption_key) if config.store.encryption_key else None)
+    live = LiveCatalog(catalog, stored, lambda more: build_catalog(config, environment, more), load_price)
     table = KeyTable(store)
     ledger = Ledger(database)
     recorder = Recorder(
@@ -169,6 +177,8 @@ def build_app(
     )
     routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]
     if keys is not None:
+        models = ModelAdmin(table=stored, catalog=catalog, live=live, clock=time.time)
+        routes += [Route(path, AdminEndpoint(keys, *how)) for path, how in models.routes.items()]
         routes += build_admin(
             keys=keys,
             table=table,
@@ -178,7 +188,7 @@ def build_app(
             random_bytes=secrets.token_bytes,
         )
     ticker = _Ticker(admission, recorder, metrics)
-    feed = ChangeFeed(store, [f for f in (keys, callers, subjects) if f is not None], clock=time.time)
+    feed = ChangeFeed(store, [live, *(f for f in (keys, callers, subjects) if f is not None)], clock=time.time)
 
     async def open_database() -> None:
         if migrate:
@@ -189,9 +199,10 @@ def build_app(
                 "Run `sidecar serve` once, or pass migrate=True.",
                 code="schema_version",
             )
+        await live.reload()
 
-    closers = [database.aclose, transport.aclose, admission.aclose, recorder.aclose, ticker.aclose, feed.aclose]
-    closers += [part.aclose for part in (keys, subjects) if part is not None]
+    parts = (database, transport, admission, recorder, ticker, live, feed, keys, subjects)
+    closers = [part.aclose for part in parts if part is not None]
     return Gateway(
         stack,
         routes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from sidecar.config.environment import provider_keys
@@ -26,17 +26,18 @@ def deployments(config: Config, resolve_price: PriceResolver, env: Mapping[str, 
     if not config.models:
         return tuple(_from_key(name, key) for name, key in provider_keys(env).items())
     return tuple(
-        _deployment(model.name, i, settings, resolve_price, tuple(model.access_groups))
+        deployment_of(model.name, i, settings, resolve_price, tuple(model.access_groups))
         for model in config.models
         for i, settings in enumerate(model.deployments)
     )
 
 
-def build_catalog(config: Config, env: Mapping[str, str]) -> Catalog:
-    """The catalog with all prices; a wildcard deployment without a price of its own gets its provider's table."""
+def build_catalog(config: Config, env: Mapping[str, str], more: Iterable[Deployment] = ()) -> Catalog:
+    """The catalog with all prices, `more` deployments after the file's; a wildcard deployment without a price of its
+    own gets its provider's table."""
     from sidecar.spend.price_loader import known_models, load_price
 
-    made = deployments(config, load_price, env)
+    made = (*deployments(config, load_price, env), *more)
     tables = {d.provider: known_models(d.provider) for d in made if "*" in d.model and d.price is UNPRICED}
     return Catalog(made, fallbacks=config.routing.fallbacks, aliases=config.routing.aliases, prices=tables)
 
@@ -53,7 +54,7 @@ def _from_key(provider: str, key: Secret) -> Deployment:
     )
 
 
-def _deployment(
+def deployment_of(
     group: str,
     index: int,
     settings: DeploymentSettings,

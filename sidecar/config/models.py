@@ -54,6 +54,7 @@ class AuthSettings(Strict):
 class StoreSettings(Strict):
     database_url: SecretText = Secret("sqlite:///.sidecar/sidecar.db")
     redis_url: SecretText | None = None
+    encryption_key: SecretField | None = None
     journal_dir: FilePath = ".sidecar/journal"
     durability: Literal["process", "disk"] = "process"
     on_failure: Literal["closed", "open"] = "closed"

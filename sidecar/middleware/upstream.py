@@ -57,6 +57,15 @@ _NEVER_FORWARDED = frozenset(
 )
 
 
+def _is_same_place(one: Deployment, other: Deployment) -> bool:
+    return (one.base_url, one.api_key, one.headers, one.provider) == (
+        other.base_url,
+        other.api_key,
+        other.headers,
+        other.provider,
+    )
+
+
 class _Target:
     """What of a deployment's base URL and credential goes on the wire, computed once."""
 
@@ -92,7 +101,7 @@ class UpstreamProxy:
     def _target(self, deployment: Deployment) -> _Target:
         # Keyed by configured ids only, so bounded; wildcard groups share one id and one target.
         found = self._targets.get(deployment.deployment_id)
-        if found is None or (found[0] is not deployment and found[0].base_url != deployment.base_url):
+        if found is None or (found[0] is not deployment and not _is_same_place(found[0], deployment)):
             found = self._targets[deployment.deployment_id] = (deployment, _Target(deployment))
         return found[1]
 

@@ -15,7 +15,8 @@ _NONE: frozenset[str] = frozenset()
 
 
 class Catalog:
-    """Immutable table of model groups. A group named `openai/*` serves every `openai/<model>`."""
+    """Table of model groups; replaced as a whole or not at all (`adopt`). A group named `openai/*` serves every
+    `openai/<model>`."""
 
     def __init__(
         self,
@@ -39,6 +40,12 @@ class Catalog:
         }
         self._prices = prices or {}
         """provider -> upstream model -> price, for wildcard groups: a table made at load, never grown by clients."""
+
+    def adopt(self, other: Catalog) -> None:
+        """Become `other`. Who was given deployments before keeps them to the end of the exchange."""
+        self._groups, self._wildcards = other._groups, other._wildcards
+        self._fallbacks, self._aliases = other._fallbacks, other._aliases
+        self._prices, self._access_groups = other._prices, other._access_groups
 
     @property
     def names(self) -> tuple[str, ...]:
