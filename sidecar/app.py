@@ -192,7 +192,7 @@ def build_app(
 
     async def open_database() -> None:
         if migrate:
-            await database.migrate()
+            await database.migrate(in_child=owns_process)
         elif not await database.schema_is_current():
             raise UnavailableError(
                 "The gateway is not ready: its database has another schema version. "

@@ -7,6 +7,7 @@ SQLAlchemy is imported when the engine is first used, Alembic only if the schema
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,11 +65,13 @@ class Database:
         async with self.engine.connect() as connection:
             return await _version(connection) == HEAD
 
-    async def migrate(self) -> None:
+    async def migrate(self, *, in_child: bool = False) -> None:
         """Bring the schema up to date; any number of processes may do so at once. Also makes the ledger's next
-        partitions."""
+        partitions. `in_child=True` runs Alembic in a process of its own. Raises `UnavailableError` if that fails."""
         if not await self.schema_is_current():
-            if self.dialect == "sqlite":
+            if in_child:
+                await self._migrate_in_child()
+            elif self.dialect == "sqlite":
                 await self._migrate_sqlite()
             else:
                 await self._migrate_postgresql()
@@ -91,6 +94,15 @@ class Database:
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.dispose()
+
+    async def _migrate_in_child(self) -> None:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "sidecar.db", stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        _, errors = await child.communicate(self._url.encode())
+        if child.returncode != 0:
+            last = errors.decode(errors="replace").strip().rpartition("\n")[2].replace(self._url, "***")
+            raise UnavailableError(f"The gateway's database could not be migrated: {last[:300]}", code="schema_version")
 
     async def _migrate_sqlite(self) -> None:
         async with self.engine.connect() as connection:

@@ -19,6 +19,7 @@ import sidecar.db
 from sidecar.db import Database, migrate
 from sidecar.db.partitions import bound, months
 from sidecar.db.schema import HEAD, metadata
+from sidecar.errors import UnavailableError
 
 pytestmark = pytest.mark.anyio
 NOVEMBER = 1_795_000_000.0  # 2026-11-18
@@ -110,3 +111,14 @@ def test_a_month_begins_with_the_least_id_of_its_first_millisecond() -> None:
 def test_a_url_of_another_database_is_refused_with_the_fix(url: str) -> None:
     with pytest.raises(ValueError, match="sqlite:/// or postgresql://"):
         Database(url)
+
+
+async def test_a_child_process_migrates_too_and_its_failure_is_told_without_the_url(database_url: str) -> None:
+    database = Database(database_url)
+    await database.migrate(in_child=True)
+    assert await database.schema_is_current()
+    await database.aclose()
+    broken = Database("postgresql://canary:secret-canary@127.0.0.1:1/x")
+    with pytest.raises(UnavailableError) as error:
+        await broken._migrate_in_child()
+    assert "canary" not in str(error.value)
