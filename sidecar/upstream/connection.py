@@ -31,6 +31,7 @@ class Connection(asyncio.Protocol):
         "_rings_at",
         "_timer",
         "_transport",
+        "has_eof",
         "idle_since",
         "is_closed",
         "is_fresh",
@@ -47,6 +48,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
         self._can_write = True
+        self.has_eof = False
         self.is_closed = False
         self.is_fresh = True
         self.is_reusable = True
@@ -77,6 +79,12 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def eof_received(self) -> bool:
+        self.has_eof = True
+        self.is_reusable = False
+        if self._transport is not None and not self.is_all_written:
+            # No answer can follow: don't go on writing to someone who may never read.
+            self._can_write = False
+            self._transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -133,6 +141,9 @@ class Connection(asyncio.Protocol):
             self._rings_at = deadline
             self._timer = self.loop.call_at(deadline, self._ring)
 
+    def rings_by(self, deadline: float) -> bool:
+        return self._timer is not None and self._rings_at <= deadline
+
     def _ring(self) -> None:
         self._timer = None
         answer = self._answer
@@ -150,6 +161,11 @@ class Connection(asyncio.Protocol):
             self._timer = None
 
     @property
+    def is_usable(self) -> bool:
+        """For another request. A transport that is closing has not told us yet."""
+        return self.is_reusable and self._transport is not None and not self._transport.is_closing()
+
+    @property
     def is_all_written(self) -> bool:
         return self._can_write and (self._transport is None or self._transport.get_write_buffer_size() == 0)
 
@@ -165,7 +181,7 @@ class Connection(asyncio.Protocol):
         """The answer is complete: the connection is free, or goes."""
         if self._answer is answer:
             self._answer = None
-        if not self.is_reusable:
+        if not self.is_reusable or not self.is_all_written:
             self.close()
         elif self.on_free is not None:
             self.on_free(self)
@@ -173,9 +189,12 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         self.is_reusable = False
         self._silence()
-        if self._transport is not None and not self.is_closed:
-            self._transport.abort()
-        self.is_closed = True
+        if not self.is_closed:
+            self.is_closed = True
+            if self._answer is not None:
+                self._answer.abort()
+            if self._transport is not None:
+                self._transport.abort()
 
 
 class Answer:
@@ -233,13 +252,14 @@ class Answer:
         self.headers = headers
         self.is_close_delimited = is_close_delimited
         self._touched_at = self._loop.time()
+        if not self._connection.rings_by(self._touched_at + self._request.timeouts.gap_s):
+            self._connection.ring_at(self.next_deadline()[0])
         self._wake()
 
     def piece(self, body: bytes) -> None:
         self._pieces.append(body)
         self._size += len(body)
-        if self._request.is_stream:
-            self._touched_at = self._loop.time()
+        self._touched_at = self._loop.time()
         if self._size > HIGH_WATER and not self._is_paused:
             self._is_paused = True
             self._connection.pause()
@@ -247,11 +267,16 @@ class Answer:
 
     def done(self) -> None:
         self.is_complete = True
-        self._finish()
+        if self._is_paused:
+            self._is_paused = False
+            self._connection.resume()  # the next answer's reader is another
+        self._connection.release(self)
         self._wake()
 
     def lost(self, exc: Exception | None) -> None:
-        if self.is_close_delimited and exc is None:
+        if self._error is not None:
+            return
+        if self.is_close_delimited and exc is None and self._connection.has_eof:
             self.done()
             return
         if self.is_reused and not self.has_bytes and not self._connection.is_all_written:
@@ -264,7 +289,6 @@ class Answer:
     def fail(self, error: UpstreamError) -> None:
         if self._error is None and not self.is_complete:
             self._error = error
-            self._finish()
             self._connection.close()
             self._wake()
 
@@ -272,10 +296,6 @@ class Answer:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-
-    def _finish(self) -> None:
-        if self.is_complete:
-            self._connection.release(self)
 
     # time ---------------------------------------------------------------------------------------------------------
 
@@ -338,5 +358,5 @@ class Answer:
     def abort(self) -> None:
         if not self.is_complete and self._error is None:
             self._error = UpstreamBrokenError("The gateway closed the connection to the provider.")
-            self._finish()
             self._connection.close()
+            self._wake()

@@ -23,14 +23,28 @@ WORDS = ("one", " two", " three", " four", " five")
 PROMPT_TOKENS, COMPLETION_TOKENS = 11, 5
 
 Kind = Literal[
-    "ok", "cut", "reset", "stall", "malform", "status", "no_usage", "empty", "null", "html", "silent", "endless"
+    "ok",
+    "cut",
+    "reset",
+    "stall",
+    "malform",
+    "ends",
+    "done_only",
+    "status",
+    "no_usage",
+    "empty",
+    "null",
+    "html",
+    "silent",
+    "endless",
 ]
 
 
 @dataclass(frozen=True)
 class Fault:
     """What to do with one request. `after` counts stream events (or, unstreamed, quarters of the body) sent before the
-    fault; `drip_s` waits between events."""
+    fault; `drip_s` waits between events. `ends` is a stream properly framed that ends there; `done_only` has but its
+    last event."""
 
     kind: Kind = "ok"
     after: int = 0
@@ -52,6 +66,7 @@ class Seen:
     closed_how: str = ""
     events_sent: int = 0
     is_answered: bool = False
+    fault: Fault = Fault()
 
     @property
     def target(self) -> str:
@@ -186,7 +201,7 @@ class FaultProvider:
                 seen.body = await reader.readexactly(int(seen.headers.get("content-length", "0")))
                 self.requests.append(seen)
                 mine.append(seen)
-                fault = self._script.popleft() if self._script else Fault()
+                fault = seen.fault = self._script.popleft() if self._script else Fault()
                 answering = asyncio.ensure_future(self._answer(seen, fault, writer))
                 leaving = asyncio.ensure_future(reader.read(1))
                 done, _ = await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -266,6 +281,8 @@ class FaultProvider:
                 await writer.drain()
                 seen.events_sent += 1
                 await asyncio.sleep(fault.drip_s)
+        if fault.kind in ("ends", "done_only"):
+            events = events[: fault.after] if fault.kind == "ends" else events[-1:]
         faulty = fault.kind in ("cut", "reset", "stall", "malform")
         for number, event in enumerate(events):
             if faulty and number == fault.after:
