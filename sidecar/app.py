@@ -6,13 +6,12 @@ request; everything else here makes the collaborators and ties their start and e
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, tzinfo
 from typing import Any
 
@@ -37,12 +36,12 @@ from sidecar.gateway import Gateway, error_response
 from sidecar.identity.callers import Callers
 from sidecar.identity.feed import ChangeFeed
 from sidecar.identity.keys import Keys
-from sidecar.identity.shared_cache import SharedCache
+from sidecar.identity.shared_cache import RedisSharedCache
 from sidecar.identity.subjects import Credentials, Subjects
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
+from sidecar.jobs import LedgerSeed, Ticker
 from sidecar.limits.admission import Admission
 from sidecar.limits.store import open_store
-from sidecar.limits.windows import BudgetWindow
 from sidecar.metrics import Metrics
 from sidecar.middleware.auth import AuthMiddleware, KeyLookup, bearer_token
 from sidecar.middleware.budget import BudgetMiddleware
@@ -58,7 +57,6 @@ from sidecar.spend.journal import Journal
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.price_loader import load_price
 from sidecar.spend.recorder import Recorder
-from sidecar.types import SpendRecord
 from sidecar.upstream.base import Transport
 
 LEASE_S = 10.0
@@ -119,6 +117,7 @@ def build_app(
     )
     redis_url = config.store.redis_url.reveal() if config.store.redis_url is not None else None
     keys: Keys | None = None
+    cache: RedisSharedCache | None = None
     credentials: Credentials | None = None
     callers: Callers | None = None
     subjects: Subjects | None = None
@@ -143,7 +142,7 @@ def build_app(
             hard_age_s=config.auth.key_cache_s,
         )
         end_user_header = config.auth.end_user_header
-    seed = _LedgerSeed(recorder, ledger)
+    seed = LedgerSeed(recorder, ledger)
     admission = Admission(
         open_store(redis_url or "memory://", deadline_s=config.store.deadline_s),
         global_limits=global_limits(config),
@@ -187,7 +186,7 @@ def build_app(
             clock=time.time,
             random_bytes=secrets.token_bytes,
         )
-    ticker = _Ticker(admission, recorder, metrics)
+    ticker = Ticker(admission, recorder, metrics, every_s=LEASE_S / 3)
     feed = ChangeFeed(store, [live, *(f for f in (keys, callers, subjects) if f is not None)], clock=time.time)
 
     async def open_database() -> None:
@@ -201,7 +200,7 @@ def build_app(
             )
         await live.reload()
 
-    parts = (database, transport, admission, recorder, ticker, live, feed, keys, subjects)
+    parts = (database, transport, admission, recorder, ticker, live, feed, keys, subjects, cache)
     closers = [part.aclose for part in parts if part is not None]
     return Gateway(
         stack,
@@ -220,59 +219,6 @@ async def _tune_process() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-class _LedgerSeed:
-    """What was spent in a budget window, summed from the ledger after everything journalled has been shipped."""
-
-    def __init__(self, recorder: Recorder, ledger: Ledger) -> None:
-        self._recorder = recorder
-        self._ledger = ledger
-
-    async def __call__(self, windows: Sequence[BudgetWindow]) -> Mapping[str, int]:
-        await self._recorder.flush()
-        sums: dict[str, int] = {}
-        for window in windows:
-            until_at = window.end_at if window.end_at != float("inf") else None
-            sums[window.key] = await self._ledger.sum_of(window.kind, window.scope_id, window.start_at, until_at)
-        return sums
-
-
-class _Ticker:
-    """Renews leases, writes the rows of silent owners' holds and drains the metrics, every third of a lease."""
-
-    def __init__(self, admission: Admission, recorder: Recorder, metrics: Metrics) -> None:
-        self._admission = admission
-        self._recorder = recorder
-        self._metrics = metrics
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(LEASE_S / 3)
-            self._metrics.drain()
-            for hold in await self._admission.tick():
-                record = SpendRecord(
-                    exchange_id=hold.exchange_id,
-                    attempt=1,
-                    revision=0,
-                    at=hold.at,
-                    key_hash="",
-                    status="unknown",
-                    outcome="incomplete",
-                    cost_nano=hold.hold_nano,
-                )
-                await self._recorder.silent(record)
-
-    async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            self._task = None
 
 
 class _Models:
@@ -317,12 +263,12 @@ def _transport(config: Config) -> Transport:
     return HttptoolsTransport(ca_file=settings.ca_file, max_idle=settings.max_idle, idle_s=settings.idle_s)
 
 
-def _shared_cache(url: str) -> SharedCache:
+def _shared_cache(url: str) -> RedisSharedCache:
     from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
 
-    from sidecar.identity.shared_cache import RedisSharedCache
-
-    return RedisSharedCache(Redis.from_url(url), clock=time.time)
+    return RedisSharedCache(Redis.from_url(url, retry=Retry(NoBackoff(), 0)), clock=time.time)
 
 
 def _sinks(config: Config) -> list[Any]:

@@ -70,6 +70,9 @@ class RedisSharedCache:
     async def delete(self, key_hash: str) -> bool:
         return await self._try(self._bury(key_hash)) is True
 
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
     async def _read(self, key_hash: str) -> bytes | None:
         found = await self._client.get(self._prefix + key_hash)
         return found.encode() if isinstance(found, str) else found

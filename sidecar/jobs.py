@@ -1,0 +1,116 @@
+"""What runs beside requests: leases renewed, rows of silent owners, metrics drained; and what seeds a cold counter.
+
+`app.py` makes and starts these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sidecar.errors import UnavailableError
+from sidecar.limits.admission import Admission
+from sidecar.limits.claims import SilentHold
+from sidecar.limits.windows import BudgetWindow
+from sidecar.metrics import Metrics
+from sidecar.spend.ledger import Ledger
+from sidecar.spend.recorder import Recorder
+from sidecar.types import SpendRecord
+
+_log = logging.getLogger(__name__)
+
+
+class LedgerSeed:
+    """What was spent in a budget window, summed from the ledger after everything journalled has been shipped."""
+
+    def __init__(self, recorder: Recorder, ledger: Ledger) -> None:
+        self._recorder = recorder
+        self._ledger = ledger
+
+    async def __call__(self, windows: Sequence[BudgetWindow]) -> Mapping[str, int]:
+        await self._recorder.flush()
+        sums: dict[str, int] = {}
+        for window in windows:
+            until_at = window.end_at if window.end_at != float("inf") else None
+            sums[window.key] = await self._ledger.sum_of(window.kind, window.scope_id, window.start_at, until_at)
+        return sums
+
+
+class Ticker:
+    """Renews leases and drains the metrics every `every_s` (a third of a lease), and writes the rows of silent owners'
+    holds. The writing waits for a database, so it has a task of its own: renewing never waits for it."""
+
+    def __init__(self, admission: Admission, recorder: Recorder, metrics: Metrics, *, every_s: float) -> None:
+        self._admission = admission
+        self._recorder = recorder
+        self._metrics = metrics
+        self._every_s = every_s
+        self._silent: asyncio.Queue[SilentHold] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._write())]
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                self._metrics.drain()
+                for hold in await self._admission.tick():
+                    self._silent.put_nowait(hold)
+            except Exception:  # noqa: BLE001
+                # Whatever it was, the next tick is due: without it every lease of this process would run out.
+                _log.exception("a tick failed")
+
+    async def _write(self) -> None:
+        while True:
+            hold = await self._silent.get()
+            while True:
+                try:
+                    await self._recorder.silent(silent_record(hold))
+                    break
+                except UnavailableError:
+                    await asyncio.sleep(self._every_s)
+
+    async def aclose(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+_FIELD = {"team": "team_id", "user": "user_id", "organization": "organization_id", "end_user": "end_user_id"}
+
+
+def silent_record(hold: SilentHold) -> SpendRecord:
+    """The `unknown` row of a hold that stays charged. Whose it was is read from the budget windows it is charged on, so
+    that each of them goes on being the sum of its rows."""
+    who: dict[str, Any] = {}
+    tags: list[str] = []
+    for key in hold.windows:
+        kind, _, rest = key.partition(":")
+        scope_id = rest.rsplit(":", 2)[0]
+        if kind == "tag":
+            tags.append(scope_id)
+        elif kind == "member":  # `identity.row.member_id`
+            length, _, both = scope_id.partition(":")
+            who |= {"team_id": both[: int(length)], "user_id": both[int(length) + 1 :]}
+        elif kind in _FIELD:
+            who[_FIELD[kind]] = scope_id
+    return SpendRecord(
+        exchange_id=hold.exchange_id,
+        attempt=1,
+        revision=0,
+        at=hold.at,
+        key_hash=hold.key_hash,
+        status="unknown",
+        outcome="incomplete",
+        cost_nano=hold.hold_nano,
+        budget_keys=hold.windows,
+        tags=tuple(tags),
+        **who,
+    )
