@@ -109,6 +109,8 @@ def _store(parts: Parts) -> Iterator[CrossFault]:
         return
     if not store.database_url.reveal().startswith(("sqlite:///", "postgresql://", "postgres://")):
         yield ("store", "database_url"), "must begin with sqlite:/// or postgresql://"
+    if store.encryption_key is not None and len(store.encryption_key.reveal()) < 16:
+        yield ("store", "encryption_key"), "must have at least 16 characters; make a random one"
     if store.redis_url is not None and store.redis_url.reveal().partition(":")[0] not in ("redis", "rediss", "unix"):
         yield ("store", "redis_url"), "must begin with redis://, rediss:// or unix://"
 

@@ -17,6 +17,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, int]:
     """What it printed, its temporary folder, its session id."""
     folder = tmp_path_factory.mktemp("demo")
     env = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "TMPDIR": str(folder), "COLUMNS": "100"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
     with subprocess.Popen(
         [sys.executable, "-m", "sidecar", "demo"],
         env=env,
