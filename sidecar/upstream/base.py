@@ -104,12 +104,19 @@ def _host_line(scheme: str, host: str, port: int) -> bytes:
     return b" HTTP/1.1\r\nhost: " + name.encode("idna") + b"\r\n"
 
 
+@functools.lru_cache(maxsize=64)
+def _method(method: str) -> bytes:
+    if not method.isascii() or _BAD_NAME.search(method.encode()) or not method:
+        raise BadRequestError("The gateway refused the request: its method has characters that may not be sent.")
+    return method.encode() + b" "
+
+
 def head_bytes(request: HttpRequest) -> bytes:
     """The request's head on an HTTP/1.1 connection. Raises BadRequestError for what would smuggle a header or line."""
     target = request.target
     if not target.startswith(b"/") or _BAD_TARGET.search(target):
         raise BadRequestError("The gateway refused the request: its path has characters that may not be sent.")
-    head = request.method.encode("ascii") + b" " + target + _host_line(request.scheme, request.host, request.port)
+    head = _method(request.method) + target + _host_line(request.scheme, request.host, request.port)
     fixed = request.fixed
     has_encoding = False
     if fixed is not None:
@@ -149,10 +156,18 @@ def returnable(headers: Headers) -> Headers:
 
 
 def named_by_connection(headers: Headers) -> frozenset[bytes]:
+    """All that `connection` headers (there may be several) name."""
+    named: frozenset[bytes] = frozenset()
     for name, value in headers:
         if name.lower() == b"connection":
-            return frozenset(part.strip().lower() for part in value.split(b","))
-    return frozenset()
+            named |= {part.strip().lower() for part in value.split(b",")}
+    return named
+
+
+def is_kept_alive(is_http_1_0: bool, headers: Headers) -> bool:
+    """RFC 9112 §9.3."""
+    named = named_by_connection(headers)
+    return b"close" not in named and (not is_http_1_0 or b"keep-alive" in named)
 
 
 async def read_all(answer: HttpAnswer, limit: int) -> bytes:

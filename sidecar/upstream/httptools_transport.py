@@ -7,6 +7,7 @@ connection carries no state from one request to the next.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class HttptoolsTransport:
         self._idle: dict[Origin, deque[Connection]] = {}
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -77,14 +79,12 @@ class HttptoolsTransport:
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
-            if connection.is_reusable and not connection.is_closed and now - connection.idle_since < self._idle_s:
+            if connection.is_usable and now - connection.idle_since < self._idle_s:
                 return connection
             connection.close()
         return None
 
     def _give_back(self, connection: Connection) -> None:
-        if connection.is_closed:
-            return
         idle = self._idle.get(connection.origin)
         if idle is None:
             idle = self._idle[connection.origin] = deque()
@@ -108,6 +108,9 @@ class HttptoolsTransport:
 
     def _forget(self, connection: Connection) -> None:
         self._open.discard(connection)
+        if idle := self._idle.get(connection.origin):
+            with contextlib.suppress(ValueError):
+                idle.remove(connection)
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, origin: Origin, request: HttpRequest) -> Connection:
         scheme, host, port = origin
@@ -131,6 +134,9 @@ class HttptoolsTransport:
             raise UpstreamConnectError(
                 f"The gateway could not connect to the provider ({type(error).__name__})."
             ) from None
+        if self._is_closed or connection.is_closed:
+            connection.close()
+            raise UpstreamConnectError("The connection to the provider was closed before anything was sent.")
         connection.origin = origin
         connection.on_free = self._give_back
         connection.on_closed = self._forget
@@ -138,6 +144,7 @@ class HttptoolsTransport:
         return connection
 
     async def aclose(self) -> None:
+        self._is_closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None

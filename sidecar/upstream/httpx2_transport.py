@@ -10,12 +10,14 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from http.cookiejar import DefaultCookiePolicy
+from typing import Any
 
 import httpx2
 
 from sidecar.errors import UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
 from sidecar.types import Headers
 from sidecar.upstream.base import HttpAnswer, HttpRequest, head_bytes, read_all, returnable, sendable
+from sidecar.upstream.parsers import ParseError, ends_with_close
 
 
 class Httpx2Transport:
@@ -90,27 +92,34 @@ class Httpx2Transport:
                 f"The provider closed the connection before it answered ({type(error).__name__}); "
                 "it may have done the work."
             ) from None
-        return _Answer(response, times.gap_s, deadline)
+        try:
+            return _Answer(response, request.method, times.gap_s, deadline)
+        except ParseError as error:
+            await response.extensions["network_stream"].aclose()
+            await response.aclose()
+            raise UpstreamBrokenError(f"The provider's answer is not proper HTTP ({error}).") from None
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
 
 class _Answer:
-    def __init__(self, response: httpx2.Response, gap_s: float, deadline: float) -> None:
+    """Raises ParseError for a head that httpx2 lets pass and we do not."""
+
+    def __init__(self, response: httpx2.Response, method: str, gap_s: float, deadline: float) -> None:
         self._response = response
-        self._pieces: AsyncIterator[bytes] = response.aiter_raw()
+        self._pieces: AsyncIterator[bytes] = aiter(response.stream)  # type: ignore[arg-type]
         self._gap_s = gap_s
         self._deadline = deadline
         self._closing: asyncio.Task[None] | None = None
         self.status = response.status_code
         headers: Headers = [(name.lower(), value) for name, value in response.headers.raw]
         self.headers = returnable(headers)
-        names = {name for name, _ in headers}
-        self.is_close_delimited = (
-            not names & {b"content-length", b"transfer-encoding"} and response.http_version != "HTTP/2"
-        )
         self.is_complete = False
+        if self.status == 101:
+            raise ParseError("the provider switched protocols")
+        has_body = method != "HEAD" and self.status not in (204, 304)
+        self.is_close_delimited = response.http_version != "HTTP/2" and has_body and ends_with_close(headers)
 
     async def read(self) -> bytes:
         if self.is_complete:
@@ -124,6 +133,7 @@ class _Answer:
                     if piece:
                         return piece
                     self.is_complete = True
+                    _forbid_reuse_after_leftovers(self._response)
                     await self._response.aclose()
                     return b""
         except TimeoutError:
@@ -147,3 +157,13 @@ class _Answer:
     def abort(self) -> None:
         if not self.is_complete and self._closing is None:
             self._closing = asyncio.ensure_future(self._response.aclose())
+
+
+def _forbid_reuse_after_leftovers(response: httpx2.Response) -> None:
+    """httpcore2 keeps what came after a complete answer in its parser and would take it for the next one's beginning:
+    someone else's answer. Nothing public tells; the contract suite fails if these names change."""
+    found: Any = response.stream
+    for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
+        found = getattr(found, name, None)
+    if found is not None and found.trailing_data[0]:
+        found.send_failed()  # h11's word for: this connection is not to be used again
