@@ -92,7 +92,7 @@ async def admit(scope: Any, exchange: Exchange, policy: AdmissionPolicy) -> None
     dearest: Deployment | None = None
     if has_budgets:
         candidates = candidates_of(exchange, policy.catalog) if policy.catalog is not None else ()
-        under_budget = bool(caller.budgets) or policy.has_global_budget
+        under_budget = policy.has_global_budget or caller.has_budget
         if under_budget:
             is_capped = tokens_out is None
             if is_capped and policy.no_max_tokens == "refuse":

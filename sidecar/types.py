@@ -194,6 +194,11 @@ class Identity:
     def is_admin(self) -> bool:
         return self.role == "proxy_admin"
 
+    @property
+    def has_budget(self) -> bool:
+        """Its own, or of somebody above it."""
+        return bool(self.budgets) or any(p.budgets for p in self.principals)
+
     def may_call(self, model: str, access_groups: frozenset[str] = frozenset()) -> bool:
         """Key and everybody above it admit `model`, which is in `access_groups`."""
         if not model_matches(self.models, model, access_groups):

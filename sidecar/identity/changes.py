@@ -36,9 +36,11 @@ class Event:
 
 
 async def lock_writers(connection: AsyncConnection) -> None:
-    """First in every transaction that notes a change."""
+    """First in every transaction that notes a change. What is read after it stays true until the end of it."""
     if connection.dialect.name == "postgresql":
         await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
+    else:
+        await connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 async def note(connection: AsyncConnection, event: Event, *, at: float, audit_id: str) -> None:
@@ -59,14 +61,18 @@ async def note(connection: AsyncConnection, event: Event, *, at: float, audit_id
     )
 
 
-async def since(connection: AsyncConnection, seq: int, limit: int) -> tuple[list[Change], int]:
-    """As `feed.ChangeSource.changes_since`."""
-    query = sa.select(changes.c.seq, changes.c.kind, changes.c.subject_id).where(changes.c.seq > seq)
-    found = [tuple(row) for row in await connection.execute(query.order_by(changes.c.seq).limit(limit))]
-    if not found or found[0][0] == seq + 1:
-        return found, 0
-    oldest = (await connection.execute(sa.select(sa.func.min(changes.c.seq)))).scalar_one()
-    return found, int(oldest) - 1
+async def since(connection: AsyncConnection, seq: int, limit: int) -> tuple[list[Change], int | None]:
+    """As `feed.ChangeSource.changes_since`. Numbers have gaps where writers gave up, so a gap alone says nothing: as
+    long as `seq` itself is still kept, so is everything after it."""
+    query = sa.select(changes.c.seq, changes.c.kind, changes.c.subject_id).where(changes.c.seq >= seq)
+    rows = await connection.execute(query.order_by(changes.c.seq).limit(limit + 1))
+    found: list[Change] = [(row[0], row[1], row[2]) for row in rows]
+    if found and found[0][0] == seq:
+        return found[1:], None
+    if found and found[0][0] == seq + 1:
+        return found[:limit], None
+    newest = await last(connection)
+    return [], newest if newest != seq else None
 
 
 async def last(connection: AsyncConnection) -> int:

@@ -24,8 +24,9 @@ _log = logging.getLogger(__name__)
 class ChangeSource(Protocol):
     """Raises `UnavailableError` when it cannot tell."""
 
-    async def changes_since(self, seq: int, limit: int) -> tuple[list[Change], int]:
-        """The next changes after `seq`, in order, and the number of the oldest change still kept minus one."""
+    async def changes_since(self, seq: int, limit: int) -> tuple[list[Change], int | None]:
+        """The next changes after `seq`, in order, and `None`; or, if some of them are no longer kept (or `seq` is of
+        another database's log), the number to go on from after forgetting everything."""
 
     async def last_change(self) -> int: ...
 
@@ -83,6 +84,11 @@ class ChangeFeed:
                 failures += 1
                 if failures == 1:
                     _log.warning("changes made elsewhere cannot be read: the database does not answer")
+            except Exception:  # noqa: BLE001 - logged, and tried again
+                # Whoever failed may have missed a change: all start over. A feed that ended would be noticed by nobody.
+                failures += 1
+                self.seq = None
+                _log.exception("changes made elsewhere could not be told")
             await asyncio.sleep(self._interval_s * min(8, 1 + failures))
 
     async def poll(self) -> None:
@@ -95,12 +101,12 @@ class ChangeFeed:
             self.seq = seq
         else:
             while True:
-                found, gone = await self._source.changes_since(self.seq, PAGE)
-                if gone > self.seq:  # we slept longer than changes are kept
+                found, restart = await self._source.changes_since(self.seq, PAGE)
+                if restart is not None:  # we slept longer than changes are kept, or the database was put back
                     for follower in self._followers:
-                        follower.forget_all(gone)
-                    self.seq = gone
-                    continue
+                        follower.forget_all(restart)
+                    self.seq = restart
+                    break
                 for seq, kind, subject_id in found:
                     for follower in self._followers:
                         follower.changed(seq, kind, subject_id)

@@ -31,6 +31,11 @@ Fault = Literal[
     "unknown", "blocked", "expired", "team_blocked", "member_blocked", "user_blocked", "organization_blocked"
 ]  # fmt: skip
 _FLOORS = 10_000
+_Name = tuple[str, str]
+
+
+_ABOVE_KEYS = frozenset({"team", "member", "user", "organization", "budget"})
+_NOT_ABOVE_KEYS = frozenset({"end_user", "tag", "model"})
 
 
 class KeySource(Protocol):
@@ -40,12 +45,16 @@ class KeySource(Protocol):
 
 
 class _Entry:
-    """A usable key in memory. `usable_until` is the nearer of freshness and expiry, so the fast path compares once."""
+    """A usable key in memory. `usable_until` is the nearer of freshness and expiry, so the fast path compares once.
+    `named`: whose changes concern it."""
 
-    __slots__ = ("dead_at", "identity", "loaded_at", "usable_until")
+    __slots__ = ("dead_at", "identity", "loaded_at", "named", "usable_until")
 
-    def __init__(self, identity: Identity, loaded_at: float, usable_until: float, dead_at: float) -> None:
+    def __init__(
+        self, identity: Identity, loaded_at: float, usable_until: float, dead_at: float, named: tuple[_Name, ...]
+    ) -> None:
         self.identity = identity
+        self.named = named
         self.loaded_at = loaded_at
         self.usable_until = usable_until
         self.dead_at = dead_at
@@ -92,13 +101,14 @@ class Keys:
         self._retry_s = retry_s
         self._max_entries = max_entries
         self._known: dict[bytes, _Entry] = {}
+        self._below: dict[_Name, set[bytes]] = {}
         self._refused: dict[bytes, tuple[Fault, float, float]] = {}
         self._flights: dict[bytes, _Flight] = {}
         self._failed_at: float | None = None
         self._fed_until = 0.0
         self._seq = 0
         self._floor = 0
-        self._floors: dict[str, int] = {}
+        self._floors: dict[_Name, int] = {}
         self._principals: dict[tuple[str, str], Principal] = {}
         self._master_digest = digest_of(master_key.reveal()) if master_key else b""
         self._master = Identity(
@@ -142,7 +152,7 @@ class Keys:
             digest = bytes.fromhex(key_hash)
         except ValueError:
             return
-        self._known.pop(digest, None)
+        self._drop(digest)
         self._refused.pop(digest, None)
         flight = self._flights.pop(digest, None)
         if flight is not None:
@@ -164,22 +174,33 @@ class Keys:
     def changed(self, seq: int, kind: str, subject_id: str) -> None:
         """Told by the feed: rows read before this change are not to be used any more."""
         self._seq = seq
-        if kind == "key":
-            self._floors.pop(subject_id, None)
-            if len(self._floors) >= _FLOORS:
-                self._floor = max(self._floor, self._floors.pop(next(iter(self._floors))))
-            self._floors[subject_id] = seq
-            self.forget(subject_id)
-        elif kind != "model":
-            # Whoever stands above may stand above any key: memory starts over, which costs each key one query.
+        if kind in _NOT_ABOVE_KEYS:
+            return
+        if kind != "key" and kind not in _ABOVE_KEYS:
             self.forget_all(seq)
+            return
+        name = (kind, subject_id)
+        self._floors.pop(name, None)
+        if len(self._floors) >= _FLOORS:
+            self._floor = max(self._floor, self._floors.pop(next(iter(self._floors))))
+        self._floors[name] = seq
+        if kind == "key":
+            self.forget(subject_id)
+            return
+        for digest in self._below.get(name, frozenset()).copy():
+            self._drop(digest)
+        self._void_flights()  # whom they will find above is not known yet
 
     def forget_all(self, seq: int) -> None:
         self._seq = self._floor = seq
         self._floors.clear()
         self._known.clear()
+        self._below.clear()
         self._refused.clear()
         self._principals.clear()
+        self._void_flights()
+
+    def _void_flights(self) -> None:
         flights, self._flights = self._flights, {}
         for flight in flights.values():
             flight.is_void = True
@@ -241,7 +262,9 @@ class Keys:
             return "unknown"
         key_hash = digest.hex()
         began_at = self._clock()
-        cached = await self._from_shared(key_hash, began_at)
+        # While changes cannot be followed, an old row cannot be told from a good one: the database is asked first.
+        is_blind = began_at >= self._fed_until > 0
+        cached = None if is_blind else await self._from_shared(key_hash, began_at)
         if cached is None:
             began_at, seq = self._clock(), self._seq
             try:
@@ -251,6 +274,9 @@ class Keys:
                 spare = None if flight.is_void else self._spare(digest, self._failed_at)
                 if spare is not None:
                     return spare
+                cached = await self._from_shared(key_hash, began_at) if is_blind else None
+                if cached is not None:
+                    return self._keep(digest, cached, began_at, flight)
                 raise UnavailableError(
                     "The gateway cannot check API keys now: its database does not answer. Try again shortly.",
                     code="key_store_unavailable",
@@ -271,7 +297,8 @@ class Keys:
         cached = load(data, key_hash=key_hash) if data else None
         if cached is None or not cached.loaded_at <= now + self._fresh_s < cached.loaded_at + self._hard_age_s:
             return None
-        if cached.seq < max(self._floor, self._floors.get(key_hash, 0)):
+        floors = (self._floors.get(name, 0) for name in (("key", key_hash), *cached.stored.named()))
+        if cached.seq < max(self._floor, *floors):
             return None  # read before a change we know of
         return cached
 
@@ -289,14 +316,31 @@ class Keys:
         if flight.is_void:
             return identity
         dead_at = min(cached.loaded_at + self._hard_age_s, expires_at)
-        usable_until = min(began_at + self._fresh_s, dead_at)
-        before = self._known.pop(digest, None)
+        # A shared row is as fresh as its reading, or as the last change we were told of.
+        known_at = began_at if self._fed_until <= 0 else max(cached.loaded_at, self._fed_until - self._fresh_s)
+        usable_until = min(min(known_at, began_at) + self._fresh_s, dead_at)
+        before = self._drop(digest)
         if before is not None and before.identity == identity:
             identity = before.identity  # unchanged: what others derived from it stays valid
         self._refused.pop(digest, None)
-        _bound(self._known, self._max_entries)
-        self._known[digest] = _Entry(identity, min(cached.loaded_at, began_at), usable_until, dead_at)
+        while len(self._known) >= max(self._max_entries, 1):
+            self._drop(next(iter(self._known)))  # the longest not refreshed
+        named = cached.stored.named()
+        self._known[digest] = _Entry(identity, min(cached.loaded_at, began_at), usable_until, dead_at, named)
+        for name in named:
+            self._below.setdefault(name, set()).add(digest)
         return identity
+
+    def _drop(self, digest: bytes) -> _Entry | None:
+        entry = self._known.pop(digest, None)
+        if entry is not None:
+            for name in entry.named:
+                below = self._below.get(name)
+                if below is not None:
+                    below.discard(digest)
+                    if not below:
+                        del self._below[name]
+        return entry
 
     def _shared_one(self, principal: Principal) -> Principal:
         """The same value once in memory, however many keys are below it."""
@@ -311,17 +355,12 @@ class Keys:
 
     def _refuse(self, digest: bytes, fault: Fault, began_at: float, flight: _Flight) -> Fault:
         if not flight.is_void:
-            self._known.pop(digest, None)
+            self._drop(digest)
             self._refused.pop(digest, None)
-            _bound(self._refused, self._max_entries)
+            while len(self._refused) >= max(self._max_entries, 1):
+                del self._refused[next(iter(self._refused))]
             self._refused[digest] = (fault, began_at, began_at + self._fresh_s)
         return fault
-
-
-def _bound(entries: dict[bytes, _Entry] | dict[bytes, tuple[Fault, float, float]], limit: int) -> None:
-    """Makes room for one more. Insertion order is the order of refreshing: the first is the longest unused."""
-    while len(entries) >= max(limit, 1):
-        del entries[next(iter(entries))]
 
 
 def _collect(task: asyncio.Task[Identity | Fault]) -> None:

@@ -58,8 +58,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     def budgets(self, shared: Policy | None = None) -> tuple[Budget, ...]:
         """All windows, an increase for a time on each of them."""
         source = shared if self.max_budget_nano is None and shared is not None else self
-        extra = self.temp_budget_increase_nano or 0
-        until = self.temp_budget_expiry_at or 0.0
+        raised = self if self.temp_budget_increase_nano is not None or shared is None else shared
+        extra = raised.temp_budget_increase_nano or 0
+        until = raised.temp_budget_expiry_at or 0.0
         found = []
         if source.max_budget_nano is not None:
             found.append(Budget(source.max_budget_nano, source.budget_duration, source.budget_anchor_at, extra, until))
@@ -116,10 +117,18 @@ def member_id(team_id: str, user_id: str) -> str:
     return f"{len(team_id)}:{team_id}:{user_id}"
 
 
+def team_of_member(principal_id: str) -> str:
+    """The team in a `member_id`."""
+    length, _, rest = principal_id.partition(":")
+    return rest[: int(length)]
+
+
 class KeyRow(Policy, frozen=True, kw_only=True):
-    """A row of the `keys` table in Python's words. `successor_hash`: regenerated; until `expires_at` both work."""
+    """A row of the `keys` table in Python's words. `successor_hash`: regenerated; until `expires_at` both work.
+    `key_id` stays when a key is regenerated (`None`: it never was, so it is the hash): spend stands under it."""
 
     key_hash: str
+    key_id: str | None = None
     key_name: str = ""
     key_alias: str | None = None
     user_id: str | None = None
@@ -132,18 +141,25 @@ class KeyRow(Policy, frozen=True, kw_only=True):
     rotates_at: float | None = None
     last_used_at: float | None = None
 
-    def identity(self, above: tuple[Principal, ...] = (), shared: Policy | None = None) -> Identity:
-        """Who calls with this key. `above` are its principals, `shared` the budget it names."""
-        organization = next((p.principal_id for p in above if p.kind == "organization"), None)
+    @property
+    def spends_as(self) -> str:
+        """The hash under which spend rows and counters know it."""
+        return self.key_id or self.key_hash
+
+    def identity(
+        self, above: tuple[Principal, ...] = (), shared: Policy | None = None, organization_id: str | None = None
+    ) -> Identity:
+        """Who calls with this key. `above` are its principals, `shared` the budget it names, `organization_id` its
+        team's organization."""
         role = next((p.role for p in above if p.kind == "user"), None)
         return Identity(
-            key_hash=self.key_hash,
+            key_hash=self.spends_as,
             key_alias=self.key_alias,
             key_name=self.key_name,
             user_id=self.user_id,
             team_id=self.team_id,
-            organization_id=self.organization_id or organization,
-            models=self.models,
+            organization_id=organization_id if self.organization_id is None else self.organization_id,
+            models=self.models or (shared.models if shared is not None else ()),
             limits=self.limits(shared),
             model_limits=self.limits_by_model(shared),
             budgets=self.budgets(shared),
@@ -167,7 +183,26 @@ class StoredKey(msgspec.Struct, frozen=True):
         return tuple(row.principal(self._shared(row)) for row in self.above)
 
     def identity(self, above: tuple[Principal, ...]) -> Identity:
-        return self.row.identity(above, self._shared(self.row))
+        return self.row.identity(above, self._shared(self.row), self._teams_organization)
+
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """Kind and id of everybody a change of whom may change this, rows that do not exist (yet) included."""
+        row = self.row
+        found = [("budget", of.budget_id) for of in (row, *self.above) if of.budget_id is not None]
+        if row.team_id is not None:
+            found.append(("team", row.team_id))
+            if row.user_id is not None:
+                found.append(("member", member_id(row.team_id, row.user_id)))
+        if row.user_id is not None:
+            found.append(("user", row.user_id))
+        organization_id = self._teams_organization if row.organization_id is None else row.organization_id
+        if organization_id is not None:
+            found.append(("organization", organization_id))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def _teams_organization(self) -> str | None:
+        return next((p.organization_id for p in self.above if p.kind == "team"), None)
 
     def _shared(self, row: Policy) -> PrincipalRow | None:
         return self.budgets.get(row.budget_id) if row.budget_id is not None else None

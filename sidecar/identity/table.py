@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +27,8 @@ from sidecar.identity.feed import Change
 from sidecar.identity.row import BudgetCap, KeyRow, ModelLimit, Policy, PrincipalRow, StoredKey
 
 Row = TypeVar("Row", bound=Policy)
+Check = Callable[[AsyncConnection, Row], Awaitable[None]]
+"""Looks at a row that is to be written, in the transaction, and raises if it may not be."""
 
 _INSTANTS = frozenset(
     {
@@ -87,7 +89,7 @@ class Store:
     async def note(self, connection: AsyncConnection, event: Event) -> None:
         await changes.note(connection, event, at=self._clock(), audit_id=self._new_id())
 
-    async def changes_since(self, seq: int, limit: int) -> tuple[list[Change], int]:
+    async def changes_since(self, seq: int, limit: int) -> tuple[list[Change], int | None]:
         async with self.read() as connection:
             return await changes.since(connection, seq, limit)
 
@@ -122,59 +124,101 @@ class Rows(Generic[Row]):
     def _event(self, actor: str, action: str, before: Row | None, after: Row | None) -> Event:
         raise NotImplementedError
 
-    def _conflict(self) -> ConflictError:
+    def conflict(self) -> ConflictError:
         return ConflictError("Another one has this id. Choose another.", code="already_exists")
 
-    async def create(self, row: Row, *, by: str = "") -> None:
+    async def create(self, row: Row, *, by: str = "", check: Check[Row] | None = None) -> None:
         """Raises `ConflictError` if it, or its alias, exists."""
-        async with self.store.write(self._conflict()) as connection:
-            await connection.execute(sa.insert(self._table).values(_to_columns(_fields(row))))
-            await self.store.note(connection, self._event(by, "create", None, row))
+        async with self.store.write(self.conflict()) as connection:
+            if check is not None:
+                await check(connection, row)
+            await self.insert(connection, row, by=by)
+
+    async def insert(self, connection: AsyncConnection, row: Row, *, by: str) -> None:
+        """Within a transaction of `store.write`."""
+        await connection.execute(sa.insert(self._table).values(_to_columns(_fields(row))))
+        await self.store.note(connection, self._event(by, "create", None, row))
 
     async def get(self, *key: str) -> Row | None:
         async with self.store.read() as connection:
-            return await self._get(connection, *key)
+            return await self.one(connection, *key)
 
-    async def _get(self, connection: AsyncConnection, *key: str) -> Row | None:
+    async def one(self, connection: AsyncConnection, *key: str) -> Row | None:
         found = (await connection.execute(sa.select(*self._columns).where(*self._is(key)))).mappings().first()
         return None if found is None else self._row(found)
 
-    async def update(self, *key: str, changes: Mapping[str, Any], by: str = "", action: str = "update") -> Row | None:
-        """Sets the named fields (names and values as in the row); the row as it is then, `None` if there is none.
-        Raises `ConflictError` if another has the alias."""
-        async with self.store.write(self._conflict()) as connection:
-            before = await self._get(connection, *key)
+    async def some(self, connection: AsyncConnection, *where: sa.ColumnElement[bool]) -> Sequence[Row]:
+        """In the order of their ids."""
+        order = (self._table.c[name] for name in self._keyed_by)
+        query = sa.select(*self._columns).where(*where).order_by(*order)
+        return [self._row(row) for row in (await connection.execute(query)).mappings()]
+
+    async def update(
+        self,
+        *key: str,
+        changes: Mapping[str, Any] | Callable[[Row], Mapping[str, Any]],
+        by: str = "",
+        action: str = "update",
+        check: Check[Row] | None = None,
+    ) -> Row | None:
+        """Sets the named fields (names and values as in the row; given by a function, from the row as it is); the row
+        as it is then, `None` if there is none. Raises `ConflictError` if another has the alias."""
+        async with self.store.write(self.conflict()) as connection:
+            before = await self.one(connection, *key)
             if before is None:
                 return None
-            if not changes:
-                return before
-            await connection.execute(sa.update(self._table).where(*self._is(key)).values(_to_columns(changes)))
-            after = await self._get(connection, *key)
-            await self.store.note(connection, self._event(by, action, before, after))
-            return after
+            return await self.change(
+                connection, before, changes if isinstance(changes, Mapping) else changes(before), by, action, check
+            )
+
+    async def change(
+        self,
+        connection: AsyncConnection,
+        before: Row,
+        changes: Mapping[str, Any],
+        by: str,
+        action: str = "update",
+        check: Check[Row] | None = None,
+    ) -> Row:
+        """Within a transaction of `store.write`."""
+        if not changes:
+            return before
+        after = msgspec.structs.replace(before, **changes)
+        if check is not None:
+            await check(connection, after)
+        key = tuple(getattr(before, name) for name in self._keyed_by)
+        await connection.execute(sa.update(self._table).where(*self._is(key)).values(_to_columns(changes)))
+        await self.store.note(connection, self._event(by, action, before, after))
+        return after
+
+    async def remove(self, connection: AsyncConnection, row: Row, *, by: str) -> None:
+        """Within a transaction of `store.write`."""
+        key = tuple(getattr(row, name) for name in self._keyed_by)
+        await connection.execute(sa.delete(self._table).where(*self._is(key)))
+        await self.store.note(connection, self._event(by, "delete", row, None))
 
     async def delete(self, wanted: Sequence[tuple[str, ...]], *, by: str = "") -> Sequence[Row]:
         """Deletes all of these, or none if one of them is missing. The rows deleted."""
         gone: list[Row] = []
         async with self.store.write() as connection:
             for key in sorted(set(wanted)):
-                row = await self._get(connection, *key)
+                row = await self.one(connection, *key)
                 if row is None:
                     await connection.rollback()
                     return []
-                await connection.execute(sa.delete(self._table).where(*self._is(key)))
-                await self.store.note(connection, self._event(by, "delete", row, None))
+                await self.remove(connection, row, by=by)
                 gone.append(row)
         return gone
 
     async def list(
-        self, *, limit: int, offset: int = 0, within: Mapping[str, Sequence[str]] | None = None, **equal: Any
+        self, *, limit: int, offset: int = 0, any_of: Mapping[str, Sequence[str]] | None = None, **equal: Any
     ) -> tuple[Sequence[Row], int]:
-        """A page, newest first, and how many rows match in all: equality with each value that is not `None`, and each
-        column of `within` one of its values."""
+        """A page, newest first, and how many rows match in all: equality with each value that is not `None`, and at
+        least one column of `any_of` with one of its values."""
         table = self._table
         where = [table.c[name] == value for name, value in equal.items() if value is not None]
-        where += [table.c[name].in_(list(values)) for name, values in (within or {}).items()]
+        if any_of is not None:
+            where.append(sa.or_(sa.false(), *(table.c[name].in_(list(some)) for name, some in any_of.items())))
         async with self.store.read() as connection:
             count = sa.select(sa.func.count()).select_from(table).where(*where)
             total = (await connection.execute(count)).scalar_one()
@@ -200,7 +244,7 @@ class KeyTable(Rows[KeyRow]):
         assert subject is not None
         return Event(actor, action, "key", subject.key_hash, _shown(before), _shown(after))
 
-    def _conflict(self) -> ConflictError:
+    def conflict(self) -> ConflictError:
         return ConflictError(
             "Another key has this alias. Choose another 'key_alias'.", param="key_alias", code="key_alias_exists"
         )
@@ -223,7 +267,10 @@ class KeyTable(Rows[KeyRow]):
             async with self.store.read() as connection:
                 await connection.execute(
                     sa.update(keys)
-                    .where(keys.c.key_hash == sa.bindparam("hash"))
+                    .where(
+                        sa.or_(keys.c.key_hash == sa.bindparam("hash"), keys.c.key_id == sa.bindparam("hash")),
+                        keys.c.successor_hash.is_(None),
+                    )
                     .values(last_used_at=sa.bindparam("at")),
                     [{"hash": name, "at": round(used[name] * 1_000_000)} for name in sorted(used)],
                 )

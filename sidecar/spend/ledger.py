@@ -23,6 +23,7 @@ from sidecar.spend.rows import COLUMNS, Row, micros, record_of, record_of_column
 from sidecar.types import SpendRecord
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from sidecar.db import Database
@@ -197,14 +198,29 @@ class Ledger:
             team, user = rest[: int(length)], rest[int(length) + 1 :]
             where += [spend.c.team_id == _text(team), spend.c.user_id == _text(user)]
         elif kind == "tag":
-            name = _encode(_text(subject_id)).decode()
-            where.append(spend.c.tags.contains(name, autoescape=True))
+            where.append(self._has_tag(_text(subject_id)))
         elif kind != "global":
             where.append(spend.c[_SCOPE_COLUMN[kind]] == _text(subject_id))
         async with self._connection() as connection:
             return int(
                 (await connection.execute(sa.select(sa.func.sum(spend.c.cost_nano)).where(*where))).scalar() or 0
             )
+
+    def _has_tag(self, name: str) -> sa.ColumnElement[bool]:
+        """Most rows are told apart as text; what looks like the tag there may be a piece of another one."""
+        import sqlalchemy as sa
+
+        from sidecar.db.schema import spend
+
+        looks_so = spend.c.tags.contains(_encode(name).decode(), autoescape=True)
+        if self._database.dialect == "sqlite":
+            items = sa.func.json_each(spend.c.tags).table_valued("value")
+            return sa.and_(
+                looks_so, sa.exists(sa.select(sa.literal(1)).select_from(items).where(items.c.value == name))
+            )
+        from sqlalchemy.dialects.postgresql import JSONB
+
+        return sa.and_(looks_so, sa.cast(spend.c.tags, JSONB).contains([name]))
 
     async def sum_all(self, since_at: float | None = None, until_at: float | None = None) -> int:
         """Nano-dollars of all rows."""

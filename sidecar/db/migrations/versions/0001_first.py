@@ -54,6 +54,7 @@ def _who() -> None:
     op.create_table(
         "keys",
         sa.Column("key_hash", sa.Text, primary_key=True),
+        sa.Column("key_id", sa.Text),
         sa.Column("key_name", sa.Text, nullable=False),
         sa.Column("key_alias", sa.Text, unique=True),
         sa.Column("user_id", sa.Text),
@@ -68,7 +69,7 @@ def _who() -> None:
         *_policy(),
     )
     op.create_index("ix_keys_created_at", "keys", ["created_at", "key_hash"])
-    for name in ("user_id", "team_id", "organization_id", "budget_id", "rotates_at"):
+    for name in ("key_id", "user_id", "team_id", "organization_id", "budget_id", "rotates_at"):
         op.create_index(f"ix_keys_{name}", "keys", [name])
     op.create_table(
         "principals",
