@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from sidecar.cli_import import imports
 from sidecar.cli_keys import keys
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the configuration.")
 app.add_typer(keys, name="keys")
 app.add_typer(config_app, name="config")
+app.add_typer(imports, name="import")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="sidecar.yaml (else SIDECAR_CONFIG)")]
 

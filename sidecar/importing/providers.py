@@ -1,0 +1,85 @@
+"""Whose prefix of a model name is which of our providers: one row each.
+
+A row may name a provider this version does not have yet; its deployments are then kept as a comment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from sidecar.spend.price_loader import known_models
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """`key_env`: the variable the other gateway reads when a deployment has no key, where it differs from ours.
+    `routes`: pieces it takes off the front of the model (`bedrock/converse/…`)."""
+
+    ours: str
+    key_env: str | None = None
+    routes: tuple[str, ...] = ()
+
+
+PREFIXES: Mapping[str, Prefix] = {
+    "anthropic": Prefix("anthropic"),
+    "azure": Prefix("azure"),
+    "bedrock": Prefix("bedrock", routes=("converse/", "invoke/")),
+    "cerebras": Prefix("cerebras"),
+    "cohere": Prefix("cohere"),
+    "cohere_chat": Prefix("cohere"),
+    "custom_openai": Prefix("openai_compatible"),
+    "dashscope": Prefix("dashscope"),
+    "deepinfra": Prefix("deepinfra"),
+    "deepseek": Prefix("deepseek"),
+    "fireworks_ai": Prefix("fireworks"),
+    "gemini": Prefix("gemini"),
+    "groq": Prefix("groq"),
+    "hosted_vllm": Prefix("vllm"),
+    "hyperbolic": Prefix("hyperbolic"),
+    "litellm_proxy": Prefix("openai_compatible"),
+    "lm_studio": Prefix("lm_studio"),
+    "mistral": Prefix("mistral"),
+    "moonshot": Prefix("moonshot"),
+    "nvidia_nim": Prefix("nvidia_nim", key_env="NVIDIA_NIM_API_KEY"),
+    "ollama": Prefix("ollama"),
+    "ollama_chat": Prefix("ollama"),
+    "openai": Prefix("openai"),
+    "openai_like": Prefix("openai_compatible"),
+    "openrouter": Prefix("openrouter"),
+    "sambanova": Prefix("sambanova"),
+    "together_ai": Prefix("together"),
+    "vertex_ai": Prefix("vertex"),
+    "vertex_ai_beta": Prefix("vertex"),
+    "xai": Prefix("xai"),
+}
+
+_BARE = {"openai": ("gpt-", "o1", "o3", "o4", "chatgpt-"), "anthropic": ("claude-",)}
+
+
+def guess(model: str) -> str | None:
+    """The provider of a name without a prefix, where it is certain enough."""
+    for provider, beginnings in _BARE.items():
+        if model in known_models(provider) or model.startswith(beginnings):
+            return provider
+    return None
+
+
+def is_openai(base_url: str) -> bool:
+    """Whether OpenAI itself answers there; other servers are `openai_compatible`."""
+    try:
+        host = (urlsplit(base_url).hostname or "").lower()
+    except ValueError:
+        return False
+    return host == "openai.com" or host.endswith(".openai.com")
+
+
+def fit_base_url(provider: str, url: str) -> str:
+    """What ours appends the path to: the other gateway's form of an `api_base` may hold more, or less."""
+    url = url.rstrip("/")
+    for tail in {"anthropic": ("/v1/messages", "/v1")}.get(provider, ("/chat/completions",)):
+        url = url.removesuffix(tail)
+    if provider == "ollama" and urlsplit(url).path in ("", "/api"):
+        url = url.removesuffix("/api") + "/v1"
+    return url
