@@ -16,6 +16,7 @@
     ├── UpstreamError           the provider, or the way to it, failed
     │   ├── ProviderError           the provider answered with an error (kind, status as it said)
     │   ├── UpstreamConnectError    502  nothing was sent: retry is free
+    │   ├── UpstreamCredentialError 503  no token or signature for the provider now; nothing was sent
     │   ├── UpstreamStaleError      502  reused connection closed before the request was written: retry is free
     │   ├── UpstreamBrokenError     502  closed or malformed after sending: may be billed
     │   └── UpstreamTimeoutError    504  connect | first_byte | gap | total
@@ -168,6 +169,14 @@ class UpstreamConnectError(UpstreamError):
     """No connection: nothing was sent."""
 
     code = "upstream_unreachable"
+    may_be_billed = False
+
+
+class UpstreamCredentialError(UpstreamError):
+    """The source of the provider's credential (a cloud's token service, a role) failed: nothing was sent."""
+
+    status, code = 503, "upstream_credential_unavailable"
+    is_from_gateway = True
     may_be_billed = False
 
 

@@ -241,6 +241,10 @@ class Deployment:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     access_groups: tuple[str, ...] = ()
     """Names by which lists of allowed models may mean this deployment's group."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What the provider's path, signature or token needs besides a key: region, project, api_version …"""
+    credentials: Mapping[str, Secret] = field(default_factory=dict)
+    """Where one key is not enough: aws_secret_access_key, client_secret …"""
 
 
 Outcome = Literal["ok", "refused", "provider_error", "incomplete", "client_left", "gateway_error"]

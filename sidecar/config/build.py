@@ -6,7 +6,9 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from sidecar.config.check import PLACE_KEYS
 from sidecar.config.environment import provider_keys
 from sidecar.config.models import Config, DeploymentSettings
 from sidecar.config.read import ConfigError, Fault
@@ -72,7 +74,6 @@ def deployment_of(
         group=group,
         provider=settings.provider,
         model=settings.model,
-        base_url=settings.base_url or PROVIDERS[settings.provider].default_base_url or "",
         api_key=settings.api_key,
         weight=settings.weight,
         order=settings.order,
@@ -84,7 +85,20 @@ def deployment_of(
         drop_params=settings.drop_params,
         headers=tuple((k.lower().encode("ascii"), v.reveal().encode("latin-1")) for k, v in settings.headers.items()),
         access_groups=access_groups,
+        **place_of(settings),
     )
+
+
+def place_of(settings: DeploymentSettings) -> dict[str, Any]:
+    """`base_url`, `options` and `credentials` of a deployment."""
+    provider = PROVIDERS[settings.provider]
+    given = {name: value for name in PLACE_KEYS[settings.provider] if (value := getattr(settings, name)) is not None}
+    options = {name: value for name, value in given.items() if isinstance(value, str)}
+    return {
+        "base_url": settings.base_url or provider.base_url(options) or "",
+        "options": options,
+        "credentials": {name: value for name, value in given.items() if isinstance(value, Secret)},
+    }
 
 
 def global_limits(config: Config) -> Limits:

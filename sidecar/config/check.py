@@ -19,17 +19,18 @@ from pydantic import ValidationError
 
 from sidecar.config.models import Config, DeploymentSettings
 from sidecar.config.read import KeyPath
+from sidecar.translate.provider import CREDENTIAL_KEYS
 from sidecar.translate.registry import PROVIDERS
 
 CrossFault = tuple[KeyPath, str]
 
 PLACE_KEYS: Mapping[str, tuple[str, ...]] = {
-    "bedrock": ("region", "aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
-    "vertex": ("region", "project"),
-    "azure": ("api_version",),
+    name: (*provider.needs_options, *provider.takes_options, *CREDENTIAL_KEYS[provider.keyless])
+    for name, provider in PROVIDERS.items()
 }
-"""Which provider uses which of the keys that say where a model runs."""
-_ALL_PLACE_KEYS = ("region", "project", "api_version", *PLACE_KEYS["bedrock"][1:])
+"""Which provider uses which of the keys that say where a model runs and who asks."""
+OPTION_KEYS = ("region", "project", "api_version")
+_OPTIONAL_KEYS = (*OPTION_KEYS, *sorted({key for keys in CREDENTIAL_KEYS.values() for key in keys}))
 _LOCAL_SUFFIXES = (".local", ".localhost", ".internal", ".lan", ".home.arpa", ".test", ".svc")
 
 
@@ -204,12 +205,19 @@ def _deployment(deployment: DeploymentSettings, group: str) -> Iterator[tuple[st
                 "base_url",
                 "plain http would show the credential to the network; use https, or allow_plain_http: true",
             )
-    if deployment.api_key is None and provider.auth != "none" and provider.api_key_env is not None:
+    if deployment.api_key is None and provider.auth != "none" and provider.api_key_env and not provider.keyless:
         yield "provider", f'provider {provider.name} needs api_key; add api_key: "${{{provider.api_key_env}}}"'
-    uses = PLACE_KEYS.get(provider.name, ())
-    for key in _ALL_PLACE_KEYS:
-        if key not in uses and getattr(deployment, key) is not None:
+    for key in _OPTIONAL_KEYS:
+        if key not in PLACE_KEYS[provider.name] and getattr(deployment, key) is not None:
             yield key, f"provider {provider.name} does not use {key}; remove it"
+    for key in provider.needs_options:
+        if getattr(deployment, key) is None:
+            yield "provider", f"provider {provider.name} needs {key}; add it"
+    for one, other in (("aws_access_key_id", "aws_secret_access_key"), ("client_secret", "client_id")):
+        if getattr(deployment, one) is not None and getattr(deployment, other) is None:
+            yield one, f"needs {other} beside it; add it"
+    if provider.keyless == "azure" and deployment.client_secret is not None and deployment.tenant_id is None:
+        yield "client_secret", "needs tenant_id beside it; add it"
 
 
 def _is_http_url(text: str) -> bool:

@@ -109,6 +109,12 @@ class DeploymentSettings(Strict):
     aws_access_key_id: SecretField | None = None
     aws_secret_access_key: SecretField | None = None
     aws_session_token: SecretField | None = None
+    aws_profile: Name | None = None
+    aws_role_arn: Name | None = None
+    google_credentials: SecretField | None = None
+    tenant_id: Name | None = None
+    client_id: Name | None = None
+    client_secret: SecretField | None = None
     weight: Annotated[float, BeforeValidator(number)] = Field(default=1.0, gt=0, le=1_000_000, allow_inf_nan=False)
     order: Int = Field(default=1, ge=1, le=1000)
     limits: LimitSettings = LimitSettings()

@@ -27,7 +27,15 @@ from sidecar.identity.table import Store
 from sidecar.routing.catalog import Catalog
 from sidecar.types import Deployment, Secret
 
-SECRET_FIELDS = ("api_key", "aws_access_key_id", "aws_secret_access_key", "aws_session_token", "headers")
+SECRET_FIELDS = (
+    "api_key",
+    "aws_access_key_id",
+    "aws_secret_access_key",
+    "aws_session_token",
+    "client_secret",
+    "google_credentials",
+    "headers",
+)
 _log = logging.getLogger(__name__)
 
 

@@ -8,6 +8,8 @@ layer, which knows the dialect, ends the answer with an error event.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
+
 import msgspec
 
 from sidecar.asgi import (
@@ -23,26 +25,37 @@ from sidecar.asgi import (
     Send,
     close_exchange,
     is_chat,
-    is_event_stream,
     open_exchange,
     read_body,
     refuse,
 )
-from sidecar.errors import RefusedError, UpstreamBrokenError, UpstreamError
+from sidecar.errors import BadRequestError, RefusedError, UpstreamBrokenError, UpstreamError
 from sidecar.exchange import Attempt, Exchange
-from sidecar.translate.provider import Call, Head, Provider, StreamTranslator
+from sidecar.translate.provider import Call, Head, Media, Provider, StreamTranslator
 from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment
+
+FetchMedia = Callable[[tuple[str, ...]], Awaitable[Mapping[str, Media]]]
+"""Raises `RefusedError` for a URL that cannot be had, or may not."""
 
 _KEPT_HEADERS = frozenset({b"openai-processing-ms", b"openai-version", b"request-id", b"retry-after"})
 
 
 class TranslateMiddleware:
-    """`deployment` is needed only without a RouteMiddleware above, which chooses one per attempt."""
+    """`deployment` is needed only without a RouteMiddleware above, which chooses one per attempt. `fetch_media` gets
+    the bytes behind URLs for providers that take none; without it such requests are refused."""
 
-    def __init__(self, app: ASGIApp, *, deployment: Deployment | None = None, applies: Applies = is_chat) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        deployment: Deployment | None = None,
+        fetch_media: FetchMedia | None = None,
+        applies: Applies = is_chat,
+    ) -> None:
         self.app = app
         self.deployment = deployment
+        self.fetch_media = fetch_media
         self.applies = applies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,6 +84,15 @@ class TranslateMiddleware:
             if is_mine:
                 close_exchange(exchange)
 
+    async def _media(self, urls: tuple[str, ...]) -> Mapping[str, Media]:
+        if self.fetch_media is None:
+            raise BadRequestError(
+                "The gateway refused the request: this provider takes no URLs of images or files, and the gateway does "
+                "not fetch them. Send the bytes as a data: URL.",
+                code="media_not_fetched",
+            )
+        return await self.fetch_media(urls)
+
     async def _attempt(self, scope: Scope, exchange: Exchange, attempt: Attempt, send: Send) -> None:
         deployment = attempt.deployment
         provider = get_provider(deployment.provider)
@@ -88,8 +110,11 @@ class TranslateMiddleware:
             params=deployment.params,
             drop_params=deployment.drop_params,
             max_output_tokens=deployment.max_output_tokens,
+            options=deployment.options,
         )
         try:
+            if wanted := provider.needs(call):
+                call.media = await self._media(wanted)
             request = provider.request(call)
         except RefusedError:
             attempt.is_sent = False
@@ -164,7 +189,7 @@ class _Answer:
         self._head = Head(message["status"], message["headers"])
         self._attempt.status = message["status"]
         if message["status"] < 300 and self._call.is_stream:
-            if not is_event_stream(message["headers"]) and self._provider.framing == "sse":
+            if not self._provider.is_stream(self._head):
                 # Some vendors answer a stream request with one JSON error or answer; it is judged when whole.
                 return
             self._stream = self._provider.stream(self._call, self._head)

@@ -24,6 +24,7 @@ from sidecar.errors import BodyTooLargeError, RefusedError, UpstreamError
 from sidecar.exchange import Attempt, Exchange
 from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment, Headers
+from sidecar.upstream.auth import make_authorizer, static_headers
 from sidecar.upstream.base import FixedHeaders, HttpAnswer, HttpRequest, Transport, named_by_connection
 
 _NEVER_FORWARDED = frozenset(
@@ -32,6 +33,9 @@ _NEVER_FORWARDED = frozenset(
         b"x-api-key",
         b"api-key",
         b"x-goog-api-key",
+        b"x-amz-date",
+        b"x-amz-security-token",
+        b"x-amz-content-sha256",
         b"cookie",
         b"host",
         b"content-length",
@@ -58,18 +62,24 @@ _NEVER_FORWARDED = frozenset(
 
 
 def _is_same_place(one: Deployment, other: Deployment) -> bool:
-    return (one.base_url, one.api_key, one.headers, one.provider) == (
-        other.base_url,
-        other.api_key,
-        other.headers,
-        other.provider,
+    return _place(one) == _place(other)
+
+
+def _place(deployment: Deployment) -> tuple[object, ...]:
+    return (
+        deployment.base_url,
+        deployment.api_key,
+        deployment.headers,
+        deployment.provider,
+        deployment.options,
+        deployment.credentials,
     )
 
 
 class _Target:
     """What of a deployment's base URL and credential goes on the wire, computed once."""
 
-    __slots__ = ("fixed", "host", "port", "prefix", "scheme")
+    __slots__ = ("authorizer", "fixed", "host", "port", "prefix", "scheme")
 
     def __init__(self, deployment: Deployment) -> None:
         url = urlsplit(deployment.base_url)
@@ -79,15 +89,9 @@ class _Target:
         self.host = url.hostname
         self.port = url.port or (443 if url.scheme == "https" else 80)
         self.prefix = url.path.rstrip("/").encode("ascii")
-        headers: Headers = list(deployment.headers)
-        auth = get_provider(deployment.provider).auth
-        if deployment.api_key:
-            key = deployment.api_key.reveal().encode("latin-1")
-            if auth == "bearer":
-                headers.append((b"authorization", b"Bearer " + key))
-            elif auth == "x-api-key":
-                headers.append((b"x-api-key", key))
-        self.fixed = FixedHeaders(headers)
+        provider = get_provider(deployment.provider)
+        self.fixed = FixedHeaders([*deployment.headers, *static_headers(provider.auth, deployment.api_key)])
+        self.authorizer = make_authorizer(deployment, provider)
 
 
 class UpstreamProxy:
@@ -201,6 +205,8 @@ class UpstreamProxy:
         try:
             try:
                 guard.is_waiting = True
+                if target.authorizer is not None:
+                    request.headers = [*request.headers, *await target.authorizer.headers(request)]
                 answer = await self.transport.send(request)
                 guard.is_waiting = False
                 attempt.status = answer.status

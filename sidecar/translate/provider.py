@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from string import Formatter
+from typing import Any, ClassVar, Literal, Protocol, get_args
+from urllib.parse import quote
 
 from sidecar.errors import BadRequestError, ProviderError, SidecarError, UpstreamBrokenError
 from sidecar.translate.framing import Event, SSESplitter
@@ -30,15 +32,48 @@ OPENAI_CHAT_FIELDS = _names(
 """Every field of OpenAI's chat completion request. https://platform.openai.com/docs/api-reference/chat/create"""
 
 SMUGGLING_FIELDS = _names(
-    """api_base api_key api_type api_version auth aws_access_key_id aws_bedrock_runtime_endpoint aws_region_name
-    aws_secret_access_key aws_session_token azure_ad_token azure_endpoint base_url client custom_llm_provider
-    default_headers deployment_id extra_body extra_headers extra_query headers http_client litellm_params
-    organization project proxies proxy vertex_credentials vertex_location vertex_project"""
+    """api_base api_key api_type api_version auth aws_access_key_id aws_bedrock_runtime_endpoint aws_external_id
+    aws_profile_name aws_region_name aws_role_name aws_secret_access_key aws_session_name aws_session_token
+    aws_sts_endpoint aws_web_identity_token azure_ad_token azure_ad_token_provider azure_endpoint azure_password
+    azure_username base_url client client_id client_secret custom_llm_provider default_headers default_query
+    deployment_id extra_body extra_headers extra_query headers http_client langfuse_host langfuse_public_key
+    langfuse_secret_key litellm_credential_name litellm_params openai_api_base openai_api_key organization project
+    proxies proxy ssl_verify tenant_id user_config vertex_ai_credentials vertex_ai_location vertex_ai_project
+    vertex_credentials vertex_location vertex_project"""
 )
 """Names by which clients try to choose destination or credential. They never have an effect here; a request that
 carries one at its top level is refused, so that nobody believes it had."""
 
-Auth = Literal["bearer", "x-api-key", "none"]
+Auth = Literal["bearer", "x-api-key", "api-key", "x-goog-api-key", "ibm", "none"]
+"""How a deployment's `api_key` travels: as a bearer token, in the header of that name, or (`ibm`) exchanged for a
+token first."""
+
+Keyless = Literal["", "aws", "google", "azure", "databricks"]
+"""Whose credentials serve a deployment without `api_key`."""
+
+CREDENTIAL_KEYS: Mapping[str, tuple[str, ...]] = {
+    "": (),
+    "aws": ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_profile", "aws_role_arn"),
+    "google": ("google_credentials",),
+    "azure": ("tenant_id", "client_id", "client_secret"),
+    "databricks": ("client_id", "client_secret"),
+}
+"""What a deployment may give for each of them."""
+
+Framing = Literal["sse", "aws-events", "json-lines"]
+_STREAM_TYPES: Mapping[str, tuple[bytes, ...]] = {
+    "sse": (b"text/event-stream",),
+    "aws-events": (b"application/vnd.amazon.eventstream",),
+    "json-lines": (b"application/x-ndjson", b"application/json", b"application/jsonl"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Bytes fetched for a provider that takes no URLs."""
+
+    content_type: str
+    data: bytes
 
 
 @dataclass(slots=True)
@@ -59,7 +94,10 @@ class Call:
     params: Mapping[str, Any] = field(default_factory=dict)
     drop_params: bool = False
     max_output_tokens: int | None = None
-    media: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Of the deployment: region, project, api_version …"""
+    media: Mapping[str, Media] = field(default_factory=dict)
+    """What `needs` asked for, by URL."""
 
 
 @dataclass(slots=True)
@@ -94,6 +132,14 @@ class Head:
         return None
 
 
+class Splitter(Protocol):
+    """Cuts a body into events, wherever it is cut itself. Raises `UpstreamBrokenError` for what is malformed or grows
+    past its limit."""
+
+    def feed(self, data: bytes) -> list[Event]: ...
+    def flush(self) -> Event | None: ...
+
+
 class StreamTranslator:
     """One stream: bytes in, the client's bytes out. A provider writes `on_event` and `on_end`.
 
@@ -104,13 +150,13 @@ class StreamTranslator:
 
     __slots__ = ("_splitter", "content_started", "error", "is_complete", "provider_name", "usage")
 
-    def __init__(self, provider_name: str) -> None:
+    def __init__(self, provider_name: str, splitter: Splitter | None = None) -> None:
         self.provider_name = provider_name
         self.usage: Usage = UNKNOWN_USAGE
         self.content_started = False
         self.is_complete = False
         self.error: SidecarError | None = None
-        self._splitter = SSESplitter()
+        self._splitter: Splitter = SSESplitter() if splitter is None else splitter
 
     def on_event(self, event: Event) -> bytes:
         raise NotImplementedError
@@ -173,8 +219,14 @@ class Provider:
 
     name: str = ""
     endpoints: ClassVar[tuple[str, ...]] = ("chat",)
-    framing: ClassVar[str] = "sse"
+    framing: Framing = "sse"
     auth: Auth = "bearer"
+    keyless: Keyless = ""
+    service: str = ""
+    """The service name that is signed (aws), or the scope of the token (azure)."""
+    needs_options: tuple[str, ...] = ()
+    """Keys a deployment must give: its path, or the `{region}` in `default_base_url`, is made of them."""
+    takes_options: tuple[str, ...] = ()
     default_base_url: str | None = None
     api_key_env: str | None = None
     is_same_dialect: bool = False
@@ -187,6 +239,17 @@ class Provider:
         super().__init_subclass__(**kwargs)
         if not is_abstract:
             check_provider(cls)
+
+    def base_url(self, options: Mapping[str, str]) -> str | None:
+        """Of a deployment that gives none."""
+        if self.default_base_url is None:
+            return None
+        return self.default_base_url.format(**{name: quote(value, safe="") for name, value in options.items()})
+
+    def is_stream(self, head: Head) -> bool:
+        """True if an answer to a stream request is one. Some vendors answer with a whole JSON error, or answer."""
+        given = (head.get(b"content-type") or b"").partition(b";")[0].strip().lower()
+        return given in _STREAM_TYPES[self.framing]
 
     def needs(self, call: Call) -> tuple[str, ...]:
         """URLs of media this provider wants inline; the caller fetches them into `call.media`."""
@@ -214,8 +277,13 @@ def check_provider(provider: Provider | type[Provider]) -> None:
     label = cls.__qualname__
     if not isinstance(provider.name, str) or not provider.name or provider.name != provider.name.lower():
         raise TypeError(f"{label}.name must be a lower-case name")
-    if provider.auth not in ("bearer", "x-api-key", "none"):
-        raise TypeError(f"{label}.auth must be bearer, x-api-key or none")
+    for name, allowed in (("auth", Auth), ("keyless", Keyless), ("framing", Framing)):
+        if getattr(provider, name) not in get_args(allowed):
+            raise TypeError(f"{label}.{name} must be one of {', '.join(map(repr, get_args(allowed)))}")
+    if provider.default_base_url is not None:
+        named = {name for _, name, _, _ in Formatter().parse(provider.default_base_url) if name is not None}
+        if not named <= {*provider.needs_options}:
+            raise TypeError(f"{label}.default_base_url names options that are not in needs_options")
     if provider.default_base_url is not None and provider.default_base_url.endswith("/"):
         raise TypeError(f"{label}.default_base_url must not end in a slash")
     for method in ("request", "response", "stream", "error"):
