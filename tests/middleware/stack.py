@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -140,8 +141,10 @@ class Rows:
         self.records.append(record)
 
 
-def make_policy(catalog: Catalog | None = None, **options: Any) -> AdmissionPolicy:
-    admission = Admission(open_store("memory://"), seed=_nothing_spent, **options)
+def make_policy(
+    catalog: Catalog | None = None, *, clock: Callable[[], float] = time.time, **options: Any
+) -> AdmissionPolicy:
+    admission = Admission(open_store("memory://", clock=clock), clock=clock, seed=_nothing_spent, **options)
     return AdmissionPolicy(admission, catalog if catalog is not None else Catalog([DEPLOYMENT]))
 
 
