@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sidecar.errors import BadRequestError, UpstreamBrokenError
+from sidecar.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError
 from sidecar.types import Headers, Timeouts
 
 HOP_BY_HOP = frozenset(
@@ -31,7 +31,7 @@ HOP_BY_HOP = frozenset(
 
 _NOT_RETURNED = HOP_BY_HOP | {b"set-cookie", b"set-cookie2"}
 _NOT_SENT = HOP_BY_HOP | {b"host", b"content-length", b"cookie", b"expect"}
-_BAD_VALUE = re.compile(rb"[\x00\r\n]")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BAD_NAME = re.compile(rb"[^!#$%&'*+\-.^_`|~0-9A-Za-z]")
 _BAD_TARGET = re.compile(rb"[\x00-\x20\x7f-\xff]")
 
@@ -101,13 +101,16 @@ def _host_line(scheme: str, host: str, port: int) -> bytes:
     name = f"[{host}]" if ":" in host else host
     if port != (443 if scheme == "https" else 80):
         name = f"{name}:{port}"
-    return b" HTTP/1.1\r\nhost: " + name.encode("idna") + b"\r\n"
+    try:
+        return b" HTTP/1.1\r\nhost: " + name.encode("idna") + b"\r\n"
+    except UnicodeError:
+        raise UpstreamConnectError("The gateway could not connect to the provider: its host is not a name.") from None
 
 
 @functools.lru_cache(maxsize=64)
 def _method(method: str) -> bytes:
-    if not method.isascii() or _BAD_NAME.search(method.encode()) or not method:
-        raise BadRequestError("The gateway refused the request: its method has characters that may not be sent.")
+    if not method.isascii() or _BAD_NAME.search(method.encode()) or method in ("", "CONNECT"):
+        raise BadRequestError("The gateway refused the request: its method may not be sent.")
     return method.encode() + b" "
 
 
@@ -145,7 +148,7 @@ def sendable(headers: Headers) -> Headers:
             continue
         if _BAD_VALUE.search(value) or _BAD_NAME.search(name) or not name:
             raise BadRequestError("The gateway refused the request: a header holds characters that may not be sent.")
-        out.append((lower, value))
+        out.append((lower, value.strip(b" \t")))
     return [h for h in out if h[0] not in named] if named else out
 
 

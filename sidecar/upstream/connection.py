@@ -7,6 +7,7 @@ the timer is re-armed lazily, so a piece costs no timer call.
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable
 from typing import Literal, cast
 
@@ -28,6 +29,7 @@ class Connection(asyncio.Protocol):
         "_answer",
         "_can_write",
         "_parser",
+        "_poll",
         "_rings_at",
         "_timer",
         "_transport",
@@ -48,6 +50,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
         self._can_write = True
+        self._poll: Callable[[int], object] | None = None
         self.has_eof = False
         self.is_closed = False
         self.is_fresh = True
@@ -63,6 +66,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+            self._poll = poll.poll
 
     def data_received(self, data: bytes) -> None:
         answer = self._answer
@@ -129,6 +136,8 @@ class Connection(asyncio.Protocol):
         self.is_fresh = False
         self._parser.expect(request.method)
         self._transport.write(head + request.body if request.body else head)
+        if self._transport.is_closing():
+            self._can_write = False  # the very first write failed
         self.ring_at(answer.next_deadline()[0])
         return answer
 
@@ -162,8 +171,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_usable(self) -> bool:
-        """For another request. A transport that is closing has not told us yet."""
-        return self.is_reusable and self._transport is not None and not self._transport.is_closing()
+        """For another request. A transport that is closing has not told us yet; nor has the event loop of what came
+        since it last looked: an end, or bytes nobody asked for, which must not answer the next request."""
+        if not self.is_reusable or self._transport is None or self._transport.is_closing():
+            return False
+        return self._poll is None or not self._poll(0)
 
     @property
     def is_all_written(self) -> bool:

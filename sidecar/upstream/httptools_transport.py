@@ -116,15 +116,16 @@ class HttptoolsTransport:
         scheme, host, port = origin
         tls = self._context() if scheme == "https" else None
         connection = Connection(loop, self._parser)
+        seconds = min(request.timeouts.connect_s, request.timeouts.total_s)
         try:
-            async with asyncio.timeout(request.timeouts.connect_s):
+            async with asyncio.timeout(seconds):
                 await loop.create_connection(
                     lambda: connection, host, port, ssl=tls, server_hostname=host if tls is not None else None
                 )
         except TimeoutError:
             connection.close()
             raise UpstreamTimeoutError(
-                f"The gateway could not reach the provider within {request.timeouts.connect_s:g} s.", phase="connect"
+                f"The gateway could not reach the provider within {seconds:g} s.", phase="connect"
             ) from None
         except ssl.SSLCertVerificationError as error:
             raise UpstreamConnectError(
