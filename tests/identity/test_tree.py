@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import msgspec
 import pytest
-import sqlalchemy as sa
 
-from sidecar.db import Database, migrate
 from sidecar.errors import PermissionDeniedError
-from sidecar.identity.keys import Keys, hash_key
-from sidecar.identity.row import (
-    BudgetCap,
-    CachedRow,
-    KeyRow,
-    ModelLimit,
-    PrincipalRow,
-    StoredKey,
-    dump,
-    load,
-    member_id,
-)
-from sidecar.identity.table import KeyTable, PrincipalTable, Store
+from sidecar.identity.keys import Keys
+from sidecar.identity.row import BudgetCap, CachedRow, ModelLimit, dump, load, member_id
 from sidecar.types import Budget, Limits, Principal
+from tests.identity.making import Tree, opened
 from tests.identity.source import Clock
 
 pytestmark = pytest.mark.anyio
@@ -34,55 +21,10 @@ pytestmark = pytest.mark.anyio
 ODD = ("a:b", "1:a:b", "%_\\", "'; DROP TABLE keys; --", '"quoted"', "ключ 🔑", " lead", "a\nb", "x" * 300, "1", "")
 
 
-class Tree:
-    """Both tables of one database."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.store = Store(database)
-        self.keys = KeyTable(self.store)
-        self.principals = PrincipalTable(self.store)
-
-    async def add(self, kind: str, name: str, **values: object) -> PrincipalRow:
-        row = PrincipalRow(kind=kind, principal_id=name, **values)  # type: ignore[arg-type]
-        await self.principals.create(row)
-        return row
-
-    async def member(self, team: str, user: str, **values: object) -> PrincipalRow:
-        return await self.add("member", member_id(team, user), team_id=team, user_id=user, **values)
-
-    async def key(self, name: str, **values: object) -> KeyRow:
-        row = KeyRow(key_hash=hash_key(name), **values)  # type: ignore[arg-type]
-        await self.keys.create(row)
-        return row
-
-    async def resolve(self, row: KeyRow) -> StoredKey:
-        found = await self.keys.resolve(row.key_hash)
-        assert found is not None
-        return found
-
-    @contextmanager
-    def counted(self) -> Iterator[list[str]]:
-        """The statements the database is sent meanwhile."""
-        seen: list[str] = []
-
-        def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-            seen.append(statement)
-
-        engine = self.database.engine.sync_engine
-        sa.event.listen(engine, "before_cursor_execute", note)
-        try:
-            yield seen
-        finally:
-            sa.event.remove(engine, "before_cursor_execute", note)
-
-
 @pytest.fixture
 async def tree(database_url: str) -> AsyncIterator[Tree]:
-    await migrate(database_url)
-    database = Database(database_url)
-    yield Tree(database)
-    await database.aclose()
+    async with opened(database_url) as tree:
+        yield tree
 
 
 async def test_every_combination_is_found_with_one_query(tree: Tree) -> None:
