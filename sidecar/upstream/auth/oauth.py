@@ -47,7 +47,8 @@ def databricks(deployment: Deployment) -> BearerAuthorizer:
 async def _ask(url: str, form: Mapping[str, str], auth: httpx2.Auth | None = None) -> Token:
     try:
         async with httpx2.AsyncClient(timeout=10.0) as client:
-            client.auth = auth
+            if auth is not None:
+                client.auth = auth
             answer = await client.post(url, data=dict(form))
     except httpx2.HTTPError as error:
         raise UpstreamCredentialError(f"The token endpoint did not answer ({type(error).__name__}).") from None
