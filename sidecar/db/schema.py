@@ -175,3 +175,34 @@ spend = sa.Table(
     sa.Index("ix_spend_request_id", "request_id"),
     postgresql_partition_by="RANGE (exchange_id)",
 )
+
+TOTALS = (
+    "cost_nano",
+    "estimated_nano",
+    "unknown_nano",
+    "attempts",
+    "failed",
+    "unpriced",
+    *(f"{name}_tokens" for name in TOKEN_CLASSES),
+)
+"""What `spend_daily` adds up. `attempts`, `failed` and `unpriced` count rows that are no corrections."""
+
+spend_daily = sa.Table(
+    "spend_daily",
+    metadata,
+    sa.Column("dimension", ordered_text, primary_key=True),
+    sa.Column("day_at", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("name", ordered_text, primary_key=True),
+    sa.Column("provider", ordered_text, primary_key=True),
+    sa.Column("model", ordered_text, primary_key=True),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in TOTALS),
+)
+"""Rows of `spend` added up by UTC day, for each dimension of `spend.rollups` and each model; kept when rows go."""
+
+spend_state = sa.Table(
+    "spend_state",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+"""`rows_since`: rows of earlier instants may be gone; their days are whole in `spend_daily` only."""

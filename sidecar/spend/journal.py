@@ -56,6 +56,7 @@ class Journal:
         self._owner = ""
         self._lock = -1
         self._fd = -1
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._number = 0
         self._size = 0
         self._has_records = False
@@ -132,6 +133,7 @@ class Journal:
             os.close(self._lock)
             self._lock = -1
         self._owner = ""
+        self._loop = None
         self._number = self._size = 0
         self._has_records = False
         self._open.clear()
@@ -141,7 +143,9 @@ class Journal:
     # Writing
 
     def _append(self, line: bytes, key: Key | None) -> asyncio.Future[None]:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:  # asked once: it asks the system for the process id, which costs as much as the rest
+            loop = self._loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._entries.append((line, waiter, key))
         if not self._is_scheduled:

@@ -56,15 +56,15 @@ _usage_of = attrgetter(*USAGE)
 
 def row_of(record: SpendRecord) -> tuple[Any, ...]:
     """Raises `UnicodeEncodeError` for names no JSON holds; `storable` helps."""
+    plain = _plain_of(record)
     dropped, budget_keys, tags = record.dropped, record.budget_keys, record.tags
-    return (
-        *_plain_of(record),
+    rest = (
         micros(record.at),
         _encode(dropped).decode() if dropped else _NO_NAMES,
         _encode(budget_keys).decode() if budget_keys else _NO_NAMES,
         _encode(tags).decode() if tags else _NO_NAMES,
-        *_usage_of(record.usage),
     )
+    return plain + rest + _usage_of(record.usage)
 
 
 def record_of(row: Row) -> SpendRecord:
@@ -97,7 +97,8 @@ def encoded(record: SpendRecord) -> bytes:
 def micros(at: float) -> int:
     """The last microsecond not after `at`: an instant just before a window's end stays in the window. What is no
     instant of a calendar counts as the nearest, so that no row is refused for it."""
-    at = max(-_FAR, min(at, _FAR)) if at == at else 0.0
+    if not 0.0 <= at <= _FAR:
+        at = max(-_FAR, min(at, _FAR)) if at == at else 0.0
     found = round(at * 1_000_000)
     return found - 1 if found / 1_000_000 > at else found
 

@@ -1,5 +1,5 @@
 """The first schema: who calls (`keys`, `principals`), what changed, and `spend` – on PostgreSQL range-partitioned by
-`exchange_id`, with a default one."""
+`exchange_id`, with a default one – with its daily totals."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ _TOKENS = (
     "image_input",
     "image_output",
 )
+
+_SUMS = ("cost_nano", "estimated_nano", "unknown_nano", "attempts", "failed", "unpriced")
 
 
 def _policy() -> list[sa.Column[Any]]:
@@ -155,10 +157,27 @@ def upgrade() -> None:
     op.create_index("ix_spend_key_hash_at", "spend", ["key_hash", "at"])
     op.create_index("ix_spend_at", "spend", ["at"])
     op.create_index("ix_spend_request_id", "spend", ["request_id"])
+    text = sa.Text(collation="C" if is_postgresql else None)
+    op.create_table(
+        "spend_daily",
+        sa.Column("dimension", text, primary_key=True),
+        sa.Column("day_at", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("name", text, primary_key=True),
+        sa.Column("provider", text, primary_key=True),
+        sa.Column("model", text, primary_key=True),
+        *(sa.Column(name, sa.BigInteger, nullable=False) for name in _SUMS),
+        *(sa.Column(f"{name}_tokens", sa.BigInteger, nullable=False) for name in _TOKENS),
+    )
+    op.create_table(
+        "spend_state",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("value", sa.BigInteger, nullable=False),
+    )
     if is_postgresql:
         op.execute("CREATE TABLE spend_default PARTITION OF spend DEFAULT")
+        op.execute("ALTER TABLE spend_daily SET (fillfactor = 70)")  # its rows are updated all day
 
 
 def downgrade() -> None:
-    for name in ("spend", "audit", "changes", "models", "principals", "keys"):
+    for name in ("spend_state", "spend_daily", "spend", "audit", "changes", "models", "principals", "keys"):
         op.drop_table(name)

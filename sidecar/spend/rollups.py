@@ -1,0 +1,168 @@
+"""Daily totals of the ledger: for each UTC day and each dimension (a key, a team, a model, …) what its rows add up to.
+
+`ledger_postgres` and `ledger_sqlite` add newly inserted rows in the insertion's own transaction, `ledger` and `reports`
+read them. Rules: only sums, so rows may come in any order and a correction is added like any row; for every dimension
+but `member` and `tag` the totals of a day are those of all its rows (who has no team stands under the name ""). Pure
+text: SQL for both databases.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sidecar.db.schema import TOKEN_CLASSES, TOTALS
+from sidecar.spend.rows import micros
+
+DAY = 86_400_000_000
+"""Microseconds of a day."""
+
+MEMBER = (
+    "CASE WHEN s.team_id IS NOT NULL AND s.user_id IS NOT NULL"
+    " THEN CAST(length(s.team_id) AS TEXT) || ':' || s.team_id || ':' || s.user_id END"
+)
+"""As `identity.row.member_id` writes it."""
+
+NAMES = {
+    "user": "coalesce(s.user_id, '')",
+    "team": "coalesce(s.team_id, '')",
+    "tag": "t.value",
+    "organization": "coalesce(s.organization_id, '')",
+    "member": MEMBER,
+    "key": "s.key_hash",
+    "group": "s.model_group",
+    "end_user": "coalesce(s.end_user_id, '')",
+    "all": "''",
+}
+"""Each dimension's name as SQL on a row `s` (and one of its tags, `t`). `all` has one name, "": everybody's spend."""
+
+KEY = ("dimension", "day_at", "name", "provider", "model")
+ORDER = "dimension DESC, day_at, name, provider, model"
+"""In which totals are locked: one order for everybody, so that two writers wait for each other at most. What all
+writers share (`all`) comes last, so that it is held for the shortest time."""
+
+_MAX = 9223372036854775807
+_DAY_AT = f"s.at - (s.at % {DAY} + {DAY}) % {DAY}"
+_PARTS = {
+    "cost_nano": "s.cost_nano",
+    "estimated_nano": "CASE WHEN s.status = 'estimated' THEN s.cost_nano ELSE 0 END",
+    "unknown_nano": "CASE WHEN s.status = 'unknown' THEN s.cost_nano ELSE 0 END",
+    "attempts": "CASE WHEN s.revision = 0 THEN 1 ELSE 0 END",
+    "failed": "CASE WHEN s.revision = 0 AND s.outcome <> 'ok' THEN 1 ELSE 0 END",
+    "unpriced": "CASE WHEN s.revision = 0 AND s.status = 'unpriced' THEN 1 ELSE 0 END",
+    **{f"{name}_tokens": f"coalesce(s.{name}_tokens, 0)" for name in TOKEN_CLASSES},
+}
+assert tuple(_PARTS) == TOTALS
+
+
+def added_up(source: str, *, dialect: str, dimensions: tuple[str, ...] = tuple(NAMES), where: str = "") -> str:
+    """A query for the totals of the rows in `source` that meet `where`, in the columns of `spend_daily`."""
+    sums = ", ".join(f"{_sum(part, dialect)} AS {name}" for name, part in _PARTS.items())
+    return " UNION ALL ".join(
+        f"SELECT '{dimension}' AS dimension, {_DAY_AT} AS day_at, {NAMES[dimension]} AS name, s.provider AS provider,"  # noqa: S608 - ours
+        f" s.model AS model, {sums} FROM {source} s{_tags(dimension, dialect)}{_where(dimension, where)}"
+        " GROUP BY 2, 3, 4, 5"
+        for dimension in dimensions
+    )
+
+
+def upsert(source: str, *, dialect: str) -> str:
+    """The statement that adds the rows in `source` to the totals."""
+    if dialect == "postgresql":
+        kept = (f"least(greatest(d.{n}::numeric + excluded.{n}, -{_MAX}), {_MAX})" for n in TOTALS)
+    else:
+        kept = (f"min(max(d.{n} + excluded.{n}, -{_MAX}), {_MAX})" for n in TOTALS)
+    changes = ", ".join(f"{name} = {value}" for name, value in zip(TOTALS, kept, strict=True))
+    return (
+        f"INSERT INTO spend_daily AS d ({', '.join((*KEY, *TOTALS))})"  # noqa: S608 - all of it is ours
+        f" SELECT * FROM ({added_up(source, dialect=dialect)}) AS added WHERE true ORDER BY {ORDER}"
+        f" ON CONFLICT ({', '.join(KEY)}) DO UPDATE SET {changes}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A window as whole days (`first` inclusive, `last` exclusive, microseconds; none if equal) and the parts of days
+    before and after them, `[from, to)`. `None` is no bound."""
+
+    first: int | None
+    last: int | None
+    parts: tuple[tuple[int | None, int | None], ...]
+
+
+def span(since_at: float | None, until_at: float | None, rows_since: int = 0) -> Span:
+    """The window `[since_at, until_at)`. A part of a day whose rows may be gone (before `rows_since`) counts as the
+    whole day: a budget then counts too much rather than too little."""
+    since = None if since_at is None or since_at == -math.inf else micros(since_at)
+    until = None if until_at is None or until_at == math.inf else micros(until_at)
+    if since is not None and until is not None and until <= since:
+        return Span(0, 0, ())
+    if since is not None and since % DAY and since < rows_since:
+        since -= since % DAY
+    if until is not None and until % DAY and until < rows_since:
+        until += -until % DAY
+    first = None if since is None else since + -since % DAY
+    last = None if until is None else until - until % DAY
+    if first is not None and last is not None and first >= last:
+        return Span(0, 0, ((since, until),))
+    parts: list[tuple[int | None, int | None]] = []
+    if since is not None and since != first:
+        parts.append((since, first))
+    if until is not None and until != last:
+        parts.append((last, until))
+    return Span(first, last, tuple(parts))
+
+
+def totals_of(dimension: str, window: Span, *, dialect: str, is_named: bool = False) -> tuple[str, dict[str, object]]:
+    """A query for the totals of a window in the columns of `spend_daily` (several rows for one name), and its
+    parameters; `is_named` adds the condition `name IN :names`. Whole days are read from the totals, parts of days from
+    the rows."""
+    columns = ", ".join((*KEY, *TOTALS))
+    where = "dimension = :dimension"
+    values: dict[str, object] = {"dimension": dimension}
+    if window.first is not None:
+        where, values["first"] = where + " AND day_at >= :first", window.first
+    if window.last is not None:
+        where, values["last"] = where + " AND day_at < :last", window.last
+    if is_named:
+        where += " AND name IN :names"
+    queries = [f"SELECT {columns} FROM spend_daily WHERE {where}"]  # noqa: S608
+    for number, (start, end) in enumerate(window.parts):
+        bounds = []
+        if start is not None:
+            bounds.append(f"s.at >= :from{number}")
+            values[f"from{number}"] = start
+        if end is not None:
+            bounds.append(f"s.at < :to{number}")
+            values[f"to{number}"] = end
+        if is_named:
+            bounds.append(f"{NAMES[dimension]} IN :names")
+        part = added_up("spend", dialect=dialect, dimensions=(dimension,), where=" AND ".join(bounds))
+        queries.append(f"SELECT {columns} FROM ({part}) AS part{number}")  # noqa: S608
+    return " UNION ALL ".join(queries), values
+
+
+def _sum(part: str, dialect: str) -> str:
+    if dialect == "postgresql":
+        return f"least(greatest(sum({part}), -{_MAX}), {_MAX})::bigint"
+    return f"sum({part})"  # beyond 64 bits an error: `ledger_sqlite` then adds row by row
+
+
+def _tags(dimension: str, dialect: str) -> str:
+    if dimension != "tag":
+        return ""
+    if dialect == "postgresql":
+        each = "SELECT DISTINCT value FROM jsonb_array_elements_text(s.tags::jsonb) AS each(value)"
+        return f" CROSS JOIN LATERAL ({each}) AS t"
+    # Each tag once, also if a row names it twice.
+    again = "SELECT 1 FROM json_each(s.tags) AS u WHERE u.value = t.value AND u.key < t.key"
+    return f" JOIN json_each(s.tags) AS t ON NOT EXISTS ({again})"
+
+
+def _where(dimension: str, where: str) -> str:
+    conditions = [where] if where else []
+    if dimension == "tag":
+        conditions.append("s.tags <> '[]'")
+    if dimension == "member":
+        conditions.append("s.team_id IS NOT NULL AND s.user_id IS NOT NULL")
+    return f" WHERE {' AND '.join(conditions)}" if conditions else ""
