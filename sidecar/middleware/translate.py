@@ -34,6 +34,7 @@ from sidecar.exchange import Attempt, Exchange
 from sidecar.translate.provider import Call, Head, Media, Provider, StreamTranslator
 from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment
+from sidecar.upstream.conceal import conceal
 
 FetchMedia = Callable[[tuple[str, ...]], Awaitable[Mapping[str, Media]]]
 """Raises `RefusedError` for a URL that cannot be had, or may not."""
@@ -136,6 +137,7 @@ class TranslateMiddleware:
         except UpstreamError as raised:
             error = raised
         if error is not None:
+            conceal(error, deployment)
             attempt.error = error
             if not answer.has_sent:
                 raise error
