@@ -21,7 +21,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar.admin import build_admin
-from sidecar.admin.endpoint import AdminEndpoint
 from sidecar.admin.models import ModelAdmin
 from sidecar.admit import AdmissionPolicy
 from sidecar.asgi import ASGIApp
@@ -39,6 +38,7 @@ from sidecar.identity.keys import Keys
 from sidecar.identity.shared_cache import RedisSharedCache
 from sidecar.identity.subjects import Credentials, Subjects
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
+from sidecar.identity.tree import Tree
 from sidecar.jobs import LedgerSeed, Ticker
 from sidecar.limits.admission import Admission
 from sidecar.limits.store import open_store
@@ -151,6 +151,7 @@ def build_app(
         on_store_failure=config.store.on_failure,
         seed=seed,
         lease_s=LEASE_S,
+        names_of=catalog.names_of,
     )
     policy = AdmissionPolicy(
         admission,
@@ -175,19 +176,20 @@ def build_app(
         transport=transport,
     )
     routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]
-    if keys is not None:
-        models = ModelAdmin(table=stored, catalog=catalog, live=live, clock=time.time)
-        routes += [Route(path, AdminEndpoint(keys, *how)) for path, how in models.routes.items()]
+    feed = ChangeFeed(store, [live, *(f for f in (keys, callers, subjects) if f is not None)], clock=time.time)
+    if keys is not None and credentials is not None:
         routes += build_admin(
+            callers=credentials,
             keys=keys,
-            table=table,
+            tree=Tree(table, PrincipalTable(store)),
             ledger=ledger,
+            models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=time.time),
             admission=admission,
+            tell=feed.poll,
             clock=time.time,
             random_bytes=secrets.token_bytes,
         )
     ticker = Ticker(admission, recorder, metrics, every_s=LEASE_S / 3)
-    feed = ChangeFeed(store, [live, *(f for f in (keys, callers, subjects) if f is not None)], clock=time.time)
 
     async def open_database() -> None:
         if migrate:
@@ -200,7 +202,7 @@ def build_app(
             )
         await live.reload()
 
-    parts = (database, transport, admission, recorder, ticker, live, feed, keys, subjects, cache)
+    parts = (database, transport, admission, recorder, ticker, live, feed, keys, callers, subjects, cache)
     closers = [part.aclose for part in parts if part is not None]
     return Gateway(
         stack,

@@ -1,45 +1,72 @@
-"""The management API: `/key/*` and `/spend/*` as Starlette routes, for the master key only."""
+"""The management API: keys, users, teams, organizations, end users, budgets, tags, models, spend and audit, as
+Starlette routes. `table.py` lists the endpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from starlette.routing import Route
 
-from sidecar.admin.endpoint import AdminEndpoint, Handler
-from sidecar.admin.keys import KeyAdmin, Seeder
+from sidecar.admin.access import ANY_KEY, READ
+from sidecar.admin.audit import AuditAdmin
+from sidecar.admin.endpoint import Call, CallerLookup, Endpoint, routes_of
+from sidecar.admin.keys import KeyAdmin
+from sidecar.admin.models import ModelAdmin
+from sidecar.admin.openapi import document
+from sidecar.admin.requests import Nothing
 from sidecar.admin.spend import SpendAdmin
+from sidecar.admin.subjects import BUDGETS, CUSTOMERS, TAGS, OrganizationAdmin, SubjectAdmin, UserAdmin
+from sidecar.admin.table import Handlers, endpoints
+from sidecar.admin.teams import OrganizationMembers, TeamAdmin
+from sidecar.admin.writes import Seeder, Writes
 from sidecar.identity.keys import Keys
-from sidecar.identity.table import KeyTable
+from sidecar.identity.tree import Tree
 from sidecar.spend.ledger import Ledger
 
-__all__ = ["build_admin"]
+__all__ = ["admin_table", "build_admin"]
 
 
-def build_admin(
+def build_admin(*, callers: CallerLookup, tree: Tree, **parts: Any) -> list[Route]:
+    """The routes; `callers` tells who calls, the rest is for `admin_table`."""
+    return routes_of(admin_table(tree=tree, **parts), callers, tree.principals)
+
+
+def admin_table(
     *,
     keys: Keys,
-    table: KeyTable,
+    tree: Tree,
     ledger: Ledger,
+    models: ModelAdmin | None = None,
     admission: Seeder | None = None,
+    tell: Callable[[], Awaitable[None]] | None = None,
     clock: Callable[[], float],
     random_bytes: Callable[[int], bytes],
-) -> list[Route]:
-    """The routes. `admission` learns of keys that get a budget; `clock` gives Unix seconds; `random_bytes(n)` has to be
-    cryptographic (`secrets.token_bytes`)."""
-    key = KeyAdmin(
-        keys=keys, table=table, spent=ledger.sum_by_keys, admission=admission, clock=clock, random_bytes=random_bytes
+) -> list[Endpoint]:
+    """Every endpoint. `admission` learns of who gets a budget; `tell` makes this process read what was written;
+    `clock` gives Unix seconds; `random_bytes(n)` has to be cryptographic (`secrets.token_bytes`)."""
+    writes = Writes(tree=tree, admission=admission, tell=tell, clock=clock)
+    key = KeyAdmin(keys=keys, tree=tree, spent=ledger.sum_by_keys, writes=writes, random_bytes=random_bytes)
+    parts: dict[str, Any] = {"keys": keys, "tree": tree, "sum_of": ledger.sum_of, "writes": writes}
+    table = endpoints(
+        Handlers(
+            key=key,
+            user=UserAdmin(key, **parts),
+            team=TeamAdmin(key, **parts),
+            organization=OrganizationAdmin(**parts),
+            organization_member=OrganizationMembers(tree, writes),
+            customer=SubjectAdmin(CUSTOMERS, **parts),
+            budget=SubjectAdmin(BUDGETS, **parts),
+            tag=SubjectAdmin(TAGS, **parts),
+            spend=SpendAdmin(ledger=ledger, tree=tree),
+            audit=AuditAdmin(tree.principals.store),
+            model=models,
+        )
     )
-    spend = SpendAdmin(ledger=ledger, table=table)
-    handlers: dict[str, tuple[str, Handler]] = {
-        "/key/generate": ("POST", key.generate),
-        "/key/update": ("POST", key.update),
-        "/key/delete": ("POST", key.delete),
-        "/key/block": ("POST", key.block),
-        "/key/unblock": ("POST", key.unblock),
-        "/key/info": ("GET", key.info),
-        "/key/list": ("GET", key.list),
-        "/spend/logs": ("GET", spend.logs),
-        "/spend/keys": ("GET", spend.keys),
-    }
-    return [Route(path, AdminEndpoint(keys, method, handler)) for path, (method, handler) in handlers.items()]
+
+    async def openapi(call: Call, query: Nothing) -> Mapping[str, Any]:
+        return described | {"servers": [{"url": call.root_path or "/"}]}
+
+    table.append(Endpoint("GET", "/openapi.json", Nothing, openapi, "This document.", READ | {ANY_KEY}))
+    described = document(table)
+    return table

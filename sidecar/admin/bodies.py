@@ -1,43 +1,34 @@
-"""What the management API accepts: JSON read strictly, then models that know each field and refuse any other.
+"""Bytes and query strings → values, strictly: what is no plain JSON object, or no model, is a 400 that names the field.
 
-Neighbours: `endpoint.py` reads the bytes, `keys.py` acts on the models. Rule: a refusal names the field and what it
-wants, and never repeats the value, which may be a secret in the wrong place.
+Neighbours: `endpoint.py` reads the bytes, `fields.py` and `requests.py` have the models. Rule: a refusal says what the
+field wants, and never repeats the value, which may be a secret in the wrong place.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from math import isfinite
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from sidecar.errors import BadRequestError
-from sidecar.identity.keys import MASTER_KEY_HASH
-from sidecar.identity.tokens import hash_key, is_hash, is_plausible
-from sidecar.limits.windows import MAX_BUDGET_NANO, parse_duration
-from sidecar.types import NANO
 
 MAX_DEPTH = 32
-MAX_BUDGET_USD = MAX_BUDGET_NANO // NANO
-MAX_DURATION_S = 100 * 366 * 86_400
-MAX_COUNT = 1_000_000_000_000
-MAX_INSTANT = 253_402_300_799
-MAX_METADATA_BYTES = 64 * 1024
+MAX_QUERY_BYTES = 8_192
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Number(float):
+class Number(float):
     """A JSON number with a fraction or exponent that remembers how it was written, so that money stays exact."""
 
     __slots__ = ("text",)
     text: str
 
-    def __new__(cls, text: str) -> _Number:
+    def __new__(cls, text: str) -> Number:
         number = super().__new__(cls, text)
         number.text = text
         return number
@@ -47,7 +38,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object. Refuses invalid UTF-8, NaN and infinities, repeated names, and nesting past `MAX_DEPTH`."""
     try:
         parsed = json.loads(
-            body.decode("utf-8"), parse_float=_Number, parse_constant=_refuse_constant, object_pairs_hook=_unique
+            body.decode("utf-8"), parse_float=Number, parse_constant=_refuse_constant, object_pairs_hook=_unique
         )
     except UnicodeDecodeError:
         raise BadRequestError("The request body is not valid UTF-8.", code="invalid_json") from None
@@ -133,169 +124,18 @@ def validated(model: type[Model], data: dict[str, Any]) -> Model:
         raise BadRequestError(message, param=place or None, code=code) from None
 
 
-def _money(value: object) -> Decimal | None:
-    """USD as number or text → exact Decimal, at most nine decimals (nano-dollars)."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | _Number | str):
-        raise ValueError("has to be an amount of USD, as a number or a text such as '12.50'")
-    text = value.text if isinstance(value, _Number) else str(value) if isinstance(value, int) else value.strip()
-    if len(text) > 64 or not re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", text, re.ASCII):
-        raise ValueError("has to be an amount of USD, as a number or a text such as '12.50'")
+def parse_query(raw: bytes) -> dict[str, Any]:
+    """Each parameter once."""
+    if len(raw) > MAX_QUERY_BYTES:
+        raise BadRequestError(f"The query string is longer than {MAX_QUERY_BYTES} bytes.", code="invalid_query")
     try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        raise ValueError("has to be an amount of USD") from None
-    if amount < 0:
-        raise ValueError("has to be 0 or more")
-    if amount > MAX_BUDGET_USD:
-        raise ValueError(f"has to be at most {MAX_BUDGET_USD} USD")
-    nano = amount * NANO
-    if nano != nano.to_integral_value():
-        raise ValueError("has to have at most nine decimals")
-    return amount
-
-
-def _metadata(value: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(value, ensure_ascii=False)
-    if len(text.encode()) > MAX_METADATA_BYTES:
-        raise ValueError(f"has to be at most {MAX_METADATA_BYTES} bytes of JSON")
-    plain: dict[str, Any] = json.loads(text)  # `_Number` becomes `float` again
-    return plain
-
-
-def _key_reference(value: str) -> str:
-    """A raw key or its hash → the hash."""
-    if is_hash(value):
-        return value
-    if is_plausible(value):
-        return hash_key(value)
-    raise ValueError("has to be a key ('sk-...') or its hash (64 hexadecimal digits)")
-
-
-def _spender(value: str) -> str:
-    """The same, or the name the ledger has for the master key."""
-    return value if value == MASTER_KEY_HASH else _key_reference(value)
-
-
-def _duration(value: str) -> str:
-    try:
-        seconds = parse_duration(value)
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, strict_parsing=bool(raw), errors="strict", max_num_fields=64
+        )
     except ValueError:
-        raise ValueError("has to be a number and s, m, h, d or w, such as '30d', or '1mo'") from None
-    if seconds > MAX_DURATION_S:
-        raise ValueError("has to be at most 100 years")
-    return value
-
-
-Name = Annotated[str, Field(min_length=1, max_length=255)]
-Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-Money = Annotated[Decimal, BeforeValidator(_money)]
-Duration = Annotated[str, Field(min_length=1, max_length=32), AfterValidator(_duration)]
-Metadata = Annotated[dict[str, Any], AfterValidator(_metadata)]
-KeyReference = Annotated[str, Field(max_length=256), AfterValidator(_key_reference)]
-Spender = Annotated[str, Field(max_length=256), AfterValidator(_spender)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-class KeyFields(Strict):
-    """What a key can be given. In an update only the named fields change, and null takes a value away."""
-
-    key_alias: Name | None = None
-    models: Annotated[list[Name], Field(max_length=1000)] | None = None
-    max_budget: Money | None = None
-    budget_duration: Duration | None = None
-    rpm_limit: Count | None = None
-    tpm_limit: Count | None = None
-    max_parallel_requests: Count | None = None
-    duration: Duration | None = None
-    user_id: Name | None = None
-    team_id: Name | None = None
-    organization_id: Name | None = None
-    metadata: Metadata | None = None
-    blocked: bool | None = None
-
-
-class GenerateKey(KeyFields):
-    """`POST /key/generate`."""
-
-
-class UpdateKey(KeyFields):
-    """`POST /key/update`."""
-
-    key: KeyReference
-
-
-class NameKey(Strict):
-    """`POST /key/block`, `POST /key/unblock`; the query of `GET /key/info`."""
-
-    key: KeyReference
-
-
-class DeleteKeys(Strict):
-    """`POST /key/delete`: keys, aliases or both."""
-
-    keys: Annotated[list[KeyReference], Field(max_length=1000)] = []
-    key_aliases: Annotated[list[Name], Field(max_length=1000)] = []
-
-
-def _instant(value: object) -> float | None:
-    """Unix seconds, or ISO 8601 (UTC unless it says otherwise), from a query string."""
-    if value is None:
-        return None
-    text = str(value).strip()
-    try:
-        at = float(text) if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text, re.ASCII) else _iso(text)
-    except (ValueError, OverflowError):
-        at = -1.0
-    if not 0 <= at <= MAX_INSTANT:
-        raise ValueError("has to be Unix seconds or ISO 8601 such as '2026-01-31T12:00:00Z'")
-    return at
-
-
-def _iso(text: str) -> float:
-    at = datetime.fromisoformat(text)
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-
-
-Instant = Annotated[float, BeforeValidator(_instant)]
-
-
-class Query(BaseModel):
-    """A query string: text is read as what the field is."""
-
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-
-class ListKeys(Query):
-    """The query of `GET /key/list`."""
-
-    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    size: Annotated[int, Field(ge=1, le=1000)] = 10
-    key: KeyReference | None = None
-    key_alias: Name | None = None
-    user_id: Name | None = None
-    team_id: Name | None = None
-    organization_id: Name | None = None
-    blocked: bool | None = None
-    return_full_object: bool = True
-
-
-class TotalsQuery(Query):
-    """The query of `GET /spend/keys`. `since` is included, `until` is not."""
-
-    since: Instant | None = None
-    until: Instant | None = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
-
-
-class LogsQuery(TotalsQuery):
-    """The query of `GET /spend/logs`."""
-
-    key: Spender | None = None
-    exchange_id: Name | None = None
-    request_id: Name | None = None
-    cursor: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+        raise BadRequestError("The query string is malformed.", code="invalid_query") from None
+    query = dict(pairs)
+    if len(query) != len(pairs):
+        raise BadRequestError("The query string names a parameter twice.", code="invalid_query")
+    check_values(query)
+    return query

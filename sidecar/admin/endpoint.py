@@ -1,63 +1,99 @@
-"""One management path as a pure ASGI app: method, credential, body, answer – every refusal in OpenAI's error form.
+"""The management API's table, a line per endpoint, and its paths as pure ASGI apps: method, credential, role, body,
+answer – every refusal in OpenAI's error form.
 
-`keys.py` and `spend.py` give the handlers. Rule: the caller's credential is judged before a byte of the body is read,
-and only the master key passes.
+`build_admin` writes the table, `access.py` knows the roles, `openapi.py` describes the same table. Rule: who calls and
+whether they may is judged before a byte of the body is read.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import parse_qsl
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sidecar.admin.bodies import check_values, parse_object
-from sidecar.errors import (
-    BadRequestError,
-    BodyTooLargeError,
-    MethodNotAllowedError,
-    PermissionDeniedError,
-    SidecarError,
-)
-from sidecar.identity.keys import Keys
+from sidecar.admin.access import NOBODY, Reach, judge, reach_of
+from sidecar.admin.bodies import parse_object, parse_query, validated
+from sidecar.admin.fields import Query, Strict
+from sidecar.errors import BadRequestError, BodyTooLargeError, MethodNotAllowedError, SidecarError
+from sidecar.identity.table import PrincipalTable
 from sidecar.types import Headers, Identity
 
 MAX_BODY_BYTES = 1_000_000
-MAX_QUERY_BYTES = 8_192
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _log = logging.getLogger(__name__)
 
 
+class CallerLookup(Protocol):
+    """What this API needs of `identity.subjects.Credentials`."""
+
+    def cached(self, token: str) -> Identity | None: ...
+
+    async def lookup(self, token: str) -> Identity: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An authenticated management call. `body` is empty for GET, `query` for POST."""
+    """Who calls, and from where the API is served (`root_path`)."""
 
-    identity: Identity
-    body: dict[str, Any] = field(default_factory=dict)
-    query: dict[str, Any] = field(default_factory=dict)
+    reach: Reach
+    root_path: str = ""
+
+    @property
+    def identity(self) -> Identity:
+        return self.reach.identity
 
     @property
     def actor(self) -> str:
         """Who is named in the audit log."""
-        return self.identity.user_id or self.identity.key_alias or self.identity.key_name
+        identity = self.reach.identity
+        return identity.user_id or identity.key_alias or identity.key_name or identity.key_hash
 
 
-Handler = Callable[[Call], Awaitable[Mapping[str, Any]]]
+Handler = Callable[[Call, Any], Awaitable[Mapping[str, Any]]]
 
 
-class AdminEndpoint:
-    """Serves `handler` for `method` on whatever path it is mounted."""
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A line of the table. `model`: a `Query` is read from the query string, a `Strict` from the body; what stands in
+    braces in `path` is a field of it. `others`: who may call besides administrators (and, for GET, their viewers)."""
 
-    def __init__(self, keys: Keys, method: str, handler: Handler) -> None:
-        self._keys = keys
-        self._method = method
-        self._handler = handler
+    method: str
+    path: str
+    model: type[Query] | type[Strict]
+    handler: Handler
+    says: str
+    others: frozenset[str] = NOBODY
+
+    @property
+    def path_fields(self) -> list[str]:
+        return re.findall(r"\{(\w+)\}", self.path)
+
+
+def routes_of(table: Iterable[Endpoint], callers: CallerLookup, principals: PrincipalTable) -> list[Route]:
+    """One route for each path; fixed paths before those with fields."""
+    paths: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in table:
+        paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+    return [
+        Route(path, AdminPath(paths[path], callers, principals)) for path in sorted(paths, key=lambda p: ("{" in p, p))
+    ]
+
+
+class AdminPath:
+    """Serves one path's endpoints, by method."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint], callers: CallerLookup, principals: PrincipalTable) -> None:
+        self._endpoints = endpoints
+        self._callers = callers
+        self._principals = principals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -69,29 +105,32 @@ class AdminEndpoint:
             await _send_error(send, error)
         except Exception:  # noqa: BLE001
             # Outermost layer of this API: the client gets a clean answer, the operator the trace.
-            _log.exception("management call failed: %s", request.scope["path"])
+            _log.exception("management call failed: %s", next(iter(self._endpoints.values())).path)
             await _send_error(send, SidecarError("The gateway failed to handle this management call; see its log."))
         else:
             await _send(send, 200, _encoder.encode(answer))
 
     async def _answer(self, request: Request) -> Mapping[str, Any]:
-        if request.method != self._method:
+        endpoint = self._endpoints.get(request.method)
+        if endpoint is None:
+            methods = ", ".join(self._endpoints)
             raise MethodNotAllowedError(
-                f"This path takes {self._method} only.", headers=((b"allow", self._method.encode("ascii")),)
+                f"This path takes {methods} only.", headers=((b"allow", methods.encode("ascii")),)
             )
-        identity = await self._caller(request)
-        if self._method == "GET":
-            return await self._handler(Call(identity, query=_query(request.scope.get("query_string", b""))))
-        return await self._handler(Call(identity, body=parse_object(await _read(request))))
-
-    async def _caller(self, request: Request) -> Identity:
         token = bearer(request.scope["headers"])
-        identity = self._keys.cached(token) or await self._keys.lookup(token)
-        if not identity.is_admin:
-            raise PermissionDeniedError(
-                "The gateway's management API takes the master key only.", code="master_key_only"
-            )
-        return identity
+        identity = self._callers.cached(token) or await self._callers.lookup(token)
+        reach = await reach_of(identity, self._principals)
+        judge(reach, endpoint.method, endpoint.path, endpoint.others)
+        if issubclass(endpoint.model, Query):
+            data = parse_query(request.scope.get("query_string", b""))
+        else:
+            data = parse_object(await _read(request))
+        for name, value in request.path_params.items():
+            if name in data:
+                raise BadRequestError(f"'{name}' stands in the path already.", param=name, code="invalid_field")
+            data[name] = value
+        body = validated(endpoint.model, data)
+        return await endpoint.handler(Call(reach, request.scope.get("root_path", "")), body)
 
 
 def bearer(headers: Headers) -> str:
@@ -114,22 +153,6 @@ async def _read(request: Request) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise too_large
     return bytes(body)
-
-
-def _query(raw: bytes) -> dict[str, Any]:
-    if len(raw) > MAX_QUERY_BYTES:
-        raise BadRequestError(f"The query string is longer than {MAX_QUERY_BYTES} bytes.")
-    try:
-        pairs = parse_qsl(
-            raw.decode("ascii"), keep_blank_values=True, strict_parsing=bool(raw), errors="strict", max_num_fields=64
-        )
-    except ValueError:
-        raise BadRequestError("The query string is malformed.", code="invalid_query") from None
-    query = dict(pairs)
-    if len(query) != len(pairs):
-        raise BadRequestError("The query string names a parameter twice.", code="invalid_query")
-    check_values(query)
-    return query
 
 
 async def _send_error(send: Send, error: SidecarError) -> None:

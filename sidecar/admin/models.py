@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sidecar.admin.bodies import Name, Query, Strict, validated
 from sidecar.admin.endpoint import Call
+from sidecar.admin.fields import Name, Paged, Strict
 from sidecar.config.stored import SECRET_FIELDS, LiveCatalog, ModelTable, StoredModel, checked
 from sidecar.errors import BadRequestError, ConflictError, NotFoundError
 from sidecar.routing.catalog import Catalog
@@ -82,11 +82,10 @@ class DeleteModel(Strict):
     id: Name
 
 
-class ModelQuery(Query):
+class ModelQuery(Paged):
     """The query of `GET /model/info`."""
 
     model_id: Name | None = None
-    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     size: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
@@ -99,8 +98,7 @@ class ModelAdmin:
         self._live = live
         self._clock = clock
 
-    async def new(self, call: Call) -> Mapping[str, Any]:
-        body = validated(NewModel, call.body)
+    async def new(self, call: Call, body: NewModel) -> Mapping[str, Any]:
         given = _given(body.deployment, body.litellm_params)
         if given is None:
             raise BadRequestError("'deployment' is missing: what serves this model.", param="deployment")
@@ -115,8 +113,7 @@ class ModelAdmin:
         await self._live.reload()
         return described(model)
 
-    async def update(self, call: Call) -> Mapping[str, Any]:
-        body = validated(UpdateModel, call.body)
+    async def update(self, call: Call, body: UpdateModel) -> Mapping[str, Any]:
         info = body.model_info or ModelInfo()
         model_id = body.model_id or info.id
         if model_id is None:
@@ -139,17 +136,15 @@ class ModelAdmin:
         await self._live.reload()
         return described(after)
 
-    async def delete(self, call: Call) -> Mapping[str, Any]:
-        body = validated(DeleteModel, call.body)
+    async def delete(self, call: Call, body: DeleteModel) -> Mapping[str, Any]:
         model = await self._known(body.id)
         if not await self._table.delete(model, by=call.actor):
             raise _unknown()
         await self._live.reload()
         return {"deleted": model.model_id}
 
-    async def info(self, call: Call) -> Mapping[str, Any]:
+    async def info(self, call: Call, query: ModelQuery) -> Mapping[str, Any]:
         """Everything that can be called: the file's deployments and the stored ones."""
-        query = validated(ModelQuery, call.query)
         stored = {model.model_id: model for model in await self._table.all()}
         found = [
             described(stored[d.deployment_id]) if d.deployment_id in stored else _described_file(d)
@@ -160,29 +155,13 @@ class ModelAdmin:
             if not found:
                 raise _unknown()
         start = (query.page - 1) * query.size
-        return {
-            "data": found[start : start + query.size],
-            "total_count": len(found),
-            "current_page": query.page,
-            "total_pages": -(-len(found) // query.size),
-        }
+        return query.page_of("data", found[start : start + query.size], len(found))
 
     async def _known(self, model_id: str) -> StoredModel:
         found = await self._table.get(model_id)
         if found is None:
             raise _unknown()
         return found
-
-    @property
-    def routes(self) -> dict[str, tuple[str, Any]]:
-        """Path → (method, handler)."""
-        return {
-            "/model/new": ("POST", self.new),
-            "/model/update": ("POST", self.update),
-            "/model/delete": ("POST", self.delete),
-            "/model/info": ("GET", self.info),
-            "/v1/model/info": ("GET", self.info),
-        }
 
 
 def _unknown() -> NotFoundError:

@@ -9,26 +9,28 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sidecar.admin.bodies import LogsQuery, TotalsQuery, validated
+from sidecar.admin.access import Reach
 from sidecar.admin.endpoint import Call
-from sidecar.admin.keys import usd
-from sidecar.identity.table import KeyTable
-from sidecar.spend.ledger import Ledger
+from sidecar.admin.policy import usd
+from sidecar.admin.requests import KeyTotalsQuery, LogsQuery, TotalsQuery
+from sidecar.errors import NotFoundError
+from sidecar.identity.row import KeyRow
+from sidecar.identity.tree import Tree
+from sidecar.spend.ledger import Ledger, Total
 from sidecar.types import SpendRecord
 
 
 class SpendAdmin:
     """The handlers of `/spend/*`."""
 
-    def __init__(self, *, ledger: Ledger, table: KeyTable) -> None:
+    def __init__(self, *, ledger: Ledger, tree: Tree) -> None:
         self._ledger = ledger
-        self._table = table
+        self._tree = tree
 
-    async def logs(self, call: Call) -> Mapping[str, Any]:
+    async def logs(self, call: Call, query: LogsQuery) -> Mapping[str, Any]:
         """Rows newest first; `next_cursor` is null on the last page."""
-        query = validated(LogsQuery, call.query)
         page = await self._ledger.logs(
-            key_hash=query.key,
+            key_hash=await self._whose(call.reach, query.key),
             since_at=query.since,
             until_at=query.until,
             exchange_id=query.exchange_id,
@@ -38,29 +40,56 @@ class SpendAdmin:
         )
         return {"data": [described_record(record) for record in page.records], "next_cursor": page.next_cursor}
 
-    async def keys(self, call: Call) -> Mapping[str, Any]:
+    async def keys(self, call: Call, query: KeyTotalsQuery) -> Mapping[str, Any]:
         """What each key spent, the dearest first. A deleted key keeps its spend and has no name."""
-        query = validated(TotalsQuery, call.query)
-        totals = await self._ledger.totals(since_at=query.since, until_at=query.until, limit=query.limit)
-        rows = {row.key_hash: row for row in await self._table.find(hashes=[total.name for total in totals])}
-        data = []
-        for total in totals:
-            row = rows.get(total.name)
-            data.append(
-                {
-                    "token": total.name,
-                    "key_name": row.key_name if row else None,
-                    "key_alias": row.key_alias if row else None,
-                    "user_id": row.user_id if row else None,
-                    "team_id": row.team_id if row else None,
-                    "max_budget": None if row is None or row.max_budget_nano is None else usd(row.max_budget_nano),
-                    "spend": usd(total.cost_nano),
-                    "requests": total.rows,
-                    "prompt_tokens": total.input_tokens,
-                    "completion_tokens": total.output_tokens,
-                }
-            )
-        return {"data": data}
+        totals = await self._ledger.totals(
+            key_hash=await self._whose(call.reach, query.key),
+            since_at=query.since,
+            until_at=query.until,
+            limit=query.limit,
+        )
+        rows = await self._tree.spenders([total.name for total in totals])
+        return {"data": [_described_key(total, rows.get(total.name)) for total in totals]}
+
+    async def users(self, call: Call, query: TotalsQuery) -> Mapping[str, Any]:
+        totals = await self._ledger.totals(by="user_id", since_at=query.since, until_at=query.until, limit=query.limit)
+        return {"data": [{"user_id": total.name or None, **_described(total)} for total in totals]}
+
+    async def teams(self, call: Call, query: TotalsQuery) -> Mapping[str, Any]:
+        totals = await self._ledger.totals(by="team_id", since_at=query.since, until_at=query.until, limit=query.limit)
+        return {"data": [{"team_id": total.name or None, **_described(total)} for total in totals]}
+
+    async def _whose(self, reach: Reach, key: str | None) -> str | None:
+        """Under which name the ledger has this key. Who does not see all sees one key: its own unless it names one."""
+        row = await self._tree.keys.get(key) if key is not None else None
+        if reach.sees_all:
+            return key if row is None else row.spends_as
+        if key is None:
+            return reach.identity.key_hash
+        if row is None or not reach.sees_key(row):
+            raise NotFoundError("'key' names no key of this gateway.", param="key", code="key_not_found")
+        return row.spends_as
+
+
+def _described_key(total: Total, row: KeyRow | None) -> dict[str, Any]:
+    return {
+        "token": total.name,
+        "key_name": row.key_name if row else None,
+        "key_alias": row.key_alias if row else None,
+        "user_id": row.user_id if row else None,
+        "team_id": row.team_id if row else None,
+        "max_budget": None if row is None or row.max_budget_nano is None else usd(row.max_budget_nano),
+        **_described(total),
+    }
+
+
+def _described(total: Total) -> dict[str, Any]:
+    return {
+        "spend": usd(total.cost_nano),
+        "requests": total.rows,
+        "prompt_tokens": total.input_tokens,
+        "completion_tokens": total.output_tokens,
+    }
 
 
 def described_record(record: SpendRecord) -> dict[str, Any]:

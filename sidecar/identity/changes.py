@@ -85,12 +85,19 @@ async def page(
     kind: str | None = None,
     subject_id: str | None = None,
     actor: str | None = None,
+    action: str | None = None,
+    since_at: float | None = None,
+    until_at: float | None = None,
     limit: int,
     offset: int,
 ) -> tuple[list[dict[str, Any]], int]:
-    """Audited events, newest first, and how many match in all."""
-    equal = {"kind": kind, "subject_id": subject_id, "actor": actor}
+    """Audited events, newest first, and how many match in all; `since_at` is included, `until_at` is not."""
+    equal = {"kind": kind, "subject_id": subject_id, "actor": actor, "action": action}
     where = [audit.c[name] == value for name, value in equal.items() if value is not None]
+    if since_at is not None:
+        where.append(audit.c.at >= round(since_at * 1_000_000))
+    if until_at is not None:
+        where.append(audit.c.at < round(until_at * 1_000_000))
     total = (await connection.execute(sa.select(sa.func.count()).select_from(audit).where(*where))).scalar_one()
     query = sa.select(audit).where(*where).order_by(audit.c.at.desc(), audit.c.audit_id.desc())
     rows = (await connection.execute(query.limit(limit).offset(offset))).mappings()

@@ -175,6 +175,20 @@ class Tree:
                         gone[one.key_hash] = now
         return list(gone.values())
 
+    async def newest(self, spends_as: str) -> KeyRow | None:
+        """The key that spends under this hash and has no successor."""
+        async with self._store.read() as connection:
+            is_it = sa.or_(k.c.key_hash == spends_as, k.c.key_id == spends_as)
+            rows = await self.keys.some(connection, is_it, k.c.successor_hash.is_(None))
+            return rows[0] if rows else None
+
+    async def spenders(self, names: Sequence[str]) -> dict[str, KeyRow]:
+        """The newest keys that spend under these hashes, by hash."""
+        async with self._store.read() as connection:
+            is_one = sa.or_(k.c.key_hash.in_(list(names)), k.c.key_id.in_(list(names)))
+            rows = await self.keys.some(connection, is_one, k.c.successor_hash.is_(None))
+            return {row.spends_as: row for row in rows}
+
     async def users_of_budget(self, budget_id: str) -> Sequence[KeyRow | PrincipalRow]:
         """Everybody who shares it."""
         async with self._store.read() as connection:

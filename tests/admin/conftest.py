@@ -10,10 +10,14 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from sidecar.admin import build_admin
+from sidecar.admin import admin_table
+from sidecar.admin.endpoint import Endpoint, routes_of
 from sidecar.db import Database, migrate
+from sidecar.identity.feed import ChangeFeed
 from sidecar.identity.keys import Keys
-from sidecar.identity.table import KeyTable, Store
+from sidecar.identity.subjects import Credentials
+from sidecar.identity.table import KeyTable, PrincipalTable, Store
+from sidecar.identity.tree import Tree
 from sidecar.spend.ledger import Ledger
 from sidecar.types import Identity, Secret
 from tests.identity.source import Clock
@@ -37,10 +41,12 @@ class Seeds:
 class Api:
     """A client with the master key; `minted` keys must not appear in any later answer."""
 
-    def __init__(self, client: httpx2.AsyncClient, keys: Keys, table: KeyTable, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, client: httpx2.AsyncClient, keys: Keys, tree: Tree, ledger: Ledger, clock: Clock) -> None:
         self.client = client
         self.keys = keys
-        self.table = table
+        self.tree = tree
+        self.table = tree.keys
+        self.endpoints: list[Endpoint] = []
         self.ledger = ledger
         self.clock = clock
         self.seeds = Seeds()
@@ -61,6 +67,13 @@ class Api:
     async def get(self, path: str, **query: Any) -> httpx2.Response:
         return await self.call("GET", path, params=query)
 
+    async def done(self, path: str, **body: Any) -> dict[str, Any]:
+        """A POST of the master key that has to succeed."""
+        answer = await self.post(path, body)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
     async def mint(self, **fields: Any) -> dict[str, Any]:
         answer = await self.post("/key/generate", fields)
         assert answer.status_code == 200, answer.text
@@ -75,16 +88,27 @@ async def api(database_url: str) -> AsyncIterator[Api]:
     database = Database(database_url)
     await database.connect()
     clock = Clock()
-    table, ledger = KeyTable(Store(database)), Ledger(database)
-    keys = Keys(table, master_key=Secret(MASTER), clock=clock)
+    store, ledger = Store(database, clock=clock), Ledger(database)
+    tree = Tree(KeyTable(store), PrincipalTable(store))
+    keys = Keys(tree.keys, master_key=Secret(MASTER), clock=clock)
+    feed = ChangeFeed(store, [keys], clock=clock)
+    await feed.poll()
     seeds = Seeds()
-    routes = build_admin(
-        keys=keys, table=table, ledger=ledger, admission=seeds, clock=clock, random_bytes=secrets.token_bytes
+    table = admin_table(
+        keys=keys,
+        tree=tree,
+        ledger=ledger,
+        admission=seeds,
+        tell=feed.poll,
+        clock=clock,
+        random_bytes=secrets.token_bytes,
     )
+    routes = routes_of(table, Credentials(keys), tree.principals)
     transport = httpx2.ASGITransport(app=Starlette(routes=routes), raise_app_exceptions=True)
     async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        made = Api(client, keys, table, ledger, clock)
+        made = Api(client, keys, tree, ledger, clock)
         made.seeds = seeds
+        made.endpoints = table
         yield made
     await keys.aclose()
     await database.aclose()

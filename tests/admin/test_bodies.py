@@ -6,7 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from sidecar.admin.bodies import DeleteKeys, GenerateKey, ListKeys, NameKey, UpdateKey, parse_object, validated
+from sidecar.admin.bodies import parse_object, validated
+from sidecar.admin.requests import DeleteKeys, GenerateKey, ListKeys, NameKey, UpdateKey
 from sidecar.errors import BadRequestError
 from sidecar.identity.tokens import hash_key
 

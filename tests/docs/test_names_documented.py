@@ -23,6 +23,8 @@ MADE = {
     "upstream_timeout_{phase}": [f"upstream_timeout_{p}" for p in ("connect", "first_byte", "gap", "total")],
     "{principal.kind}_blocked": [f"{kind}_blocked" for kind in PRINCIPALS],
     "{kind}_blocked": [f"{kind}_blocked" for kind in PRINCIPALS],
+    "{kind}_not_found": [f"{kind}_not_found" for kind in (*PRINCIPALS, "budget")],
+    "{row.kind}_in_use": ["budget_in_use", "organization_in_use"],
 }
 """Codes written as f-strings, and what they become. A new one has to be added here."""
 

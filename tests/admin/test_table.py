@@ -1,0 +1,31 @@
+"""What holds for every line of the table: it is on the page, and its document is whole."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.admin.conftest import Api
+
+pytestmark = pytest.mark.anyio
+PAGE = Path(__file__).parents[2] / "docs" / "admin.md"
+
+
+async def test_every_endpoint_is_on_the_page_and_nothing_else_is(api: Api) -> None:
+    text = PAGE.read_text("utf-8")
+    spans = set(re.findall(r"`((?:GET|POST|PATCH|DELETE) /[^`]*)`", text))
+    for method, path in re.findall(r"`(GET|POST|PATCH|DELETE)`, `(?:GET|POST|PATCH|DELETE) (/[^`]*)`", text):
+        spans.add(f"{method} {path}")
+    table = {f"{endpoint.method} {endpoint.path}" for endpoint in api.endpoints} | {
+        f"{method} {path}"
+        for method, path in (
+            ("POST", "/model/new"),
+            ("POST", "/model/update"),
+            ("POST", "/model/delete"),
+            ("GET", "/model/info"),
+            ("GET", "/v1/model/info"),
+        )
+    }
+    assert spans == table
