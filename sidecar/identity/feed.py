@@ -8,6 +8,7 @@ good as the database; when it cannot be read, nobody claims so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -61,10 +62,15 @@ class ChangeFeed:
         self._interval_s = interval_s
         self._deadline_s = deadline_s
         self._task: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
         self.seq: int | None = None
 
     async def start(self) -> None:
+        """The first answer is waited for: who does not know what changed last cannot tell an old shared row."""
         if self._task is None:
+            with contextlib.suppress(UnavailableError, TimeoutError):
+                async with asyncio.timeout(self._deadline_s):
+                    await self.poll()
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
@@ -93,6 +99,10 @@ class ChangeFeed:
 
     async def poll(self) -> None:
         """Tell all followers what changed since the last time. Raises `UnavailableError`."""
+        async with self._turn:  # what was read earlier must not be told later
+            await self._poll()
+
+    async def _poll(self) -> None:
         asked_at = self._clock()
         if self.seq is None:
             seq = await self._source.last_change()

@@ -57,7 +57,8 @@ class _Debt:
 
 class Admission:
     """`seed` sums the ledger for counters the store does not know (none: they begin at zero). `lease_s` is how long the
-    slots and holds of a process that stopped calling `tick` are kept."""
+    slots and holds of a process that stopped calling `tick` are kept. `names_of` gives every name by which limits may
+    mean a model, so that an alias is no way around them."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class Admission:
         clock: Callable[[], float] = time.time,
         seed: Seed | None = None,
         lease_s: float = 10.0,
+        names_of: Callable[[str], Sequence[str]] = lambda model: (model,),
     ) -> None:
         if any(budget.max_nano > MAX_BUDGET_NANO for budget in global_budgets):
             raise ValueError("a budget may be $9,000,000 at most")
@@ -84,6 +86,7 @@ class Admission:
         self._clock = clock
         self._seed = seed
         self._lease_s = lease_s
+        self._names_of = names_of
         self._local: MemoryStore | None = None
         self._live: dict[str, Grant] = {}
         self._owed: dict[str, _Debt] = {}
@@ -96,11 +99,16 @@ class Admission:
         """Every claim of this caller now; cached on the identity until the earliest budget window ends."""
         at = self._clock() if now is None else now
         # Under this Admission, so two never mix; by model only if a scope depends on it.
-        key = (self, limits, budgets, model if self._by_model or limits_model(identity, model) else "")
+        names = [name for name in self._names_of(model) if limits_model(identity, name)]
+        if self._by_model and model not in names:
+            names.append(model)
+        key = (self, limits, budgets, *names)
         found: Claims | None = identity.cache.get(key)
         if found is None or not found.valid_from <= at < found.valid_until:
-            scopes = [scope for function in self._scopes for scope in function(identity, model)]
-            found = identity.cache[key] = self._build(scopes, at, limits, budgets)
+            every = (
+                scope for function in self._scopes for name in names or ("",) for scope in function(identity, name)
+            )
+            found = identity.cache[key] = self._build(tuple(dict.fromkeys(every)), at, limits, budgets)
         return found
 
     def _build(self, scopes: Sequence[Scope], now: float, limits: bool, budgets: bool) -> Claims:

@@ -63,6 +63,16 @@ class Catalog:
         found = self.group(model)
         return self._access_groups.get(found[0].group, _NONE) if found else _NONE
 
+    def names_of(self, model: str) -> tuple[str, ...]:
+        """By which names limits may mean it: as asked, what an alias stands for, the wildcard's group it is in."""
+        name = self._aliases.get(model, model)
+        found = (model,) if name == model else (model, name)
+        if name not in self._groups:
+            for pattern in self._wildcards:
+                if len(name) >= len(pattern) and name.startswith(pattern[:-1]) and "*" not in name:
+                    return (*found, pattern)
+        return found
+
     def group(self, model: str) -> tuple[Deployment, ...]:
         """The deployments of one name; empty if there is none."""
         name = self._aliases.get(model, model)

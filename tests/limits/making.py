@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, RateClaim, Stale
 from sidecar.limits.store.base import LimitStore
 from sidecar.limits.windows import BudgetWindow
-from sidecar.types import Budget, Identity, Limits
+from sidecar.types import Budget, Identity, Limits, Principal
 
 NOW = 2_000_000_000.0
 """An instant far enough ahead that no counter of a test is old for the server."""
@@ -49,3 +50,39 @@ def caller(
     budgets: tuple[Budget, ...] = (),
 ) -> Identity:  # fmt: skip
     return Identity(name, limits=Limits(rpm, tpm, concurrency), budgets=budgets)
+
+
+ABOVE = ("organization", "team", "member", "user", "end_user", "tag")
+KINDS = ("key", *ABOVE, "key_model", *(f"{kind}_model" for kind in ABOVE))
+"""Every scope of the tree; those with `_model` limit the model `gpt`."""
+
+
+def principal_id(kind: str, name: str = "1") -> str:
+    return f"id-of-{kind}-{name}"
+
+
+def tree_caller(
+    limits: Mapping[str, Limits], budgets: Mapping[str, tuple[Budget, ...]] | None = None, **names: str
+) -> Identity:
+    """A key with everybody above it. `limits` and `budgets` by kind; `names` tells two of a kind apart."""
+    found = budgets or {}
+
+    def by_model(kind: str) -> dict[str, Limits]:
+        return {"gpt": limits[f"{kind}_model"]} if f"{kind}_model" in limits else {}
+
+    return Identity(
+        principal_id("key", names.get("key", "1")),
+        limits=limits.get("key", Limits()),
+        model_limits=by_model("key"),
+        budgets=found.get("key", ()),
+        principals=tuple(
+            Principal(
+                kind,
+                principal_id(kind, names.get(kind, "1")),
+                limits=limits.get(kind, Limits()),
+                model_limits=by_model(kind),
+                budgets=found.get(kind, ()),
+            )
+            for kind in ABOVE
+        ),
+    )
