@@ -182,11 +182,11 @@ class Connection(asyncio.Protocol):
         return self._can_write and (self._transport is None or self._transport.get_write_buffer_size() == 0)
 
     def pause(self) -> None:
-        if self._transport is not None and not self.is_closed:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if self._transport is not None and not self.is_closed:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def release(self, answer: Answer) -> None:

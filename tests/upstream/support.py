@@ -19,7 +19,7 @@ from typing import Any
 from sidecar.types import Headers, Timeouts
 from sidecar.upstream.base import HttpAnswer, HttpRequest, Transport
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 """How long a test waits for what must happen. Never reached when all is well."""
 
 DECLINES: dict[tuple[str, str], str] = {
@@ -31,6 +31,10 @@ DECLINES: dict[tuple[str, str], str] = {
         "httpx2",
         "test_an_idle_connection_is_closed_without_another_request",
     ): "httpcore2 looks at idle connections only when a request comes; an expired one is never used again",
+    (
+        "httpx2",
+        "test_a_connection_closed_while_idle_is_replaced_with_tls_too",
+    ): "a TLS goodbye read together with the answer is not noticed; the next attempt fails and counts as maybe billed",
     (
         "httpx2",
         "test_a_request_half_written_on_a_kept_connection_goes_once_more_on_a_fresh_one",
@@ -90,6 +94,8 @@ class Peer:
         return asked
 
     async def say(self, data: bytes) -> None:
+        if self.writer.is_closing():
+            raise ConnectionResetError  # uvloop would raise a RuntimeError
         self.writer.write(data)
         self.sent += len(data)
         await self.writer.drain()
@@ -104,6 +110,10 @@ class Peer:
     async def ended(self) -> None:
         """For the test: returns once the script is over, as one is that reads when the client closes."""
         await asyncio.wait_for(self._ended.wait(), PATIENCE_S)
+
+    @property
+    def is_over(self) -> bool:
+        return self._ended.is_set()
 
     def end(self) -> None:
         self._ended.set()
@@ -173,11 +183,13 @@ async def serving(
         task.add_done_callback(tasks.discard)
 
     listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted ones inherit it
     if sndbuf:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
     listener.setblocking(False)
     server = Server(host, listener.getsockname()[1], "https" if tls is not None else "http")
-    handle = await asyncio.start_server(accepted, sock=listener, ssl=tls, limit=1 << 21)
+    goodbye: dict[str, Any] = {"ssl_shutdown_timeout": 0.2} if tls is not None else {}
+    handle = await asyncio.start_server(accepted, sock=listener, ssl=tls, limit=1 << 21, **goodbye)
     try:
         yield server
     finally:
@@ -187,7 +199,8 @@ async def serving(
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         for peer in server.peers:
-            peer.writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # asyncio, of one that was closed with data to write and is gone
+                peer.writer.transport.abort()
         await asyncio.sleep(0)
     if failures:
         raise failures[0]
