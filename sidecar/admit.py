@@ -10,13 +10,14 @@ from typing import Any
 
 import anyio
 
-from sidecar.asgi import SETTLE_LIMIT_S, candidates_of, read_body
+from sidecar.asgi import SETTLE_LIMIT_S, aside, candidates_of, read_body
 from sidecar.errors import BudgetExceededError, UnpricedModelError
 from sidecar.exchange import Attempt, Exchange
 from sidecar.limits.admission import Admission
 from sidecar.routing.catalog import Catalog
 from sidecar.spend.cost import UNPRICED, Price, affordable_output, cost_nano, worst_case_nano
 from sidecar.translate.estimate import estimate_input_tokens, likely_input_tokens, requested_output_tokens
+from sidecar.translate.pieces import BIG_BYTES
 from sidecar.types import Deployment, Usage
 
 DEFAULT_OUTPUT_TOKENS = 4096
@@ -85,7 +86,13 @@ async def admit(scope: Any, exchange: Exchange, policy: AdmissionPolicy) -> None
         return
     await read_body(scope, exchange)
     caller = exchange.caller
-    tokens_in, tokens_out = estimate_of(exchange)
+    size = len(exchange.raw or b"")
+    if size < BIG_BYTES:
+        tokens_in, tokens_out = estimate_of(exchange)
+        likely_in = likely_input_tokens(exchange.payload or {}, size)
+    else:
+        tokens_in, tokens_out = await aside(estimate_of, exchange)
+        likely_in = await aside(likely_input_tokens, exchange.payload, size)
     hold = minimum = 0
     has_budgets = "budgets" in policy.parts
     is_capped = False
@@ -120,8 +127,7 @@ async def admit(scope: Any, exchange: Exchange, policy: AdmissionPolicy) -> None
         exchange.exchange_id,
         caller,
         exchange.model,
-        tokens=likely_input_tokens(exchange.payload or {}, len(exchange.raw or b""))
-        + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS),
+        tokens=likely_in + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS),
         hold_nano=hold,
         min_hold_nano=minimum,
         limits="limits" in policy.parts,

@@ -11,13 +11,15 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import msgspec
 
 from sidecar.errors import BadRequestError, BodyTooLargeError, RefusedError, SidecarError
 from sidecar.exchange import SCOPE_KEY, Exchange, new_exchange_id
 from sidecar.routing.catalog import Catalog
+from sidecar.translate.pieces import BIG_BYTES, decode_big
 from sidecar.translate.usage import UsageSniffer
 from sidecar.types import Deployment
 
@@ -27,6 +29,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Applies = Callable[[Scope], bool]
+T = TypeVar("T")
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 SETTLE_LIMIT_S = 10.0
@@ -271,7 +274,7 @@ async def read_body(scope: Scope, exchange: Exchange, limit: int = MAX_BODY_BYTE
         )
     raw = await exchange.inbox.read(limit)
     try:
-        payload = _decode(raw) if len(raw) < 262_144 else await asyncio.to_thread(_decode, raw)
+        payload = _decode(raw) if len(raw) < BIG_BYTES else await aside(decode_big, raw)
     except RecursionError:
         raise BadRequestError("The gateway refused the request: its JSON is nested too deeply.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -296,6 +299,15 @@ async def read_body(scope: Scope, exchange: Exchange, limit: int = MAX_BODY_BYTE
     exchange.is_stream = stream is True
     exchange.inbox.watch()
     return payload
+
+
+_worker = ThreadPoolExecutor(1, "sidecar-big-bodies")
+
+
+async def aside(work: Callable[..., T], *args: Any) -> T:
+    """Do what grows with a big body beside the loop. One thread for all: each more that computes would make the loop
+    wait another switch interval for its turn."""
+    return await asyncio.get_running_loop().run_in_executor(_worker, work, *args)
 
 
 def candidates_of(exchange: Exchange, catalog: Catalog) -> tuple[Deployment, ...]:

@@ -23,6 +23,7 @@ from sidecar.asgi import (
     Replay,
     Scope,
     Send,
+    aside,
     close_exchange,
     is_chat,
     open_exchange,
@@ -31,6 +32,7 @@ from sidecar.asgi import (
 )
 from sidecar.errors import BadRequestError, RefusedError, UpstreamBrokenError, UpstreamError
 from sidecar.exchange import Attempt, Exchange
+from sidecar.translate.pieces import BIG_BYTES
 from sidecar.translate.provider import Call, Head, Media, Provider, StreamTranslator
 from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment
@@ -116,7 +118,8 @@ class TranslateMiddleware:
         try:
             if wanted := provider.needs(call):
                 call.media = await self._media(wanted)
-            request = provider.request(call)
+            is_big = len(call.raw) >= BIG_BYTES
+            request = await aside(provider.request, call) if is_big else provider.request(call)
         except RefusedError:
             attempt.is_sent = False
             raise
@@ -256,7 +259,9 @@ class _Answer:
             raise UpstreamBrokenError(
                 f"Provider {self._provider.name} did not answer the stream request with a stream."
             )
-        reply = self._provider.response(self._call, self._head, body)
+        given = (self._call, self._head, body)
+        is_big = len(body) >= BIG_BYTES
+        reply = await aside(self._provider.response, *given) if is_big else self._provider.response(*given)
         attempt.usage = reply.usage
         attempt.content_started = True
         attempt.is_complete = True

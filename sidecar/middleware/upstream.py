@@ -27,6 +27,10 @@ from sidecar.types import Deployment, Headers
 from sidecar.upstream.auth import make_authorizer, static_headers
 from sidecar.upstream.base import FixedHeaders, HttpAnswer, HttpRequest, Transport, named_by_connection
 
+TURN_BYTES = 8_192
+"""Of a stream handed on before others get their turn: some fifty events, a millisecond. A fast provider fills a
+quarter of a megabyte meanwhile."""
+
 _NEVER_FORWARDED = frozenset(
     {
         b"authorization",
@@ -199,6 +203,12 @@ class UpstreamProxy:
             is_stream=exchange.is_stream,
             fixed=target.fixed,
         )
+        has_left = exchange.client_left
+        if has_left:  # while its body was translated: nothing went out
+            attempt.is_sent = False
+            attempt.ended_at = exchange.now()
+            exchange.outcome = "client_left"
+            return
         guard = _LeaveGuard()
         exchange.inbox.on_left(guard.left)
         answer: HttpAnswer | None = None
@@ -221,6 +231,8 @@ class UpstreamProxy:
                         if not exchange.is_translated:
                             attempt.is_complete = True
                         attempt.ended_at = exchange.now()
+                    if len(piece) > TURN_BYTES and exchange.is_stream:
+                        piece = await _all_but_the_end(piece, send)
                     await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
                     if is_last:
                         return
@@ -243,6 +255,13 @@ class UpstreamProxy:
             exchange.inbox.not_on_left(guard.left)
             if answer is not None and not answer.is_complete:
                 answer.abort()
+
+
+async def _all_but_the_end(piece: bytes, send: Send) -> bytes:
+    for at in range(0, len(piece) - TURN_BYTES, TURN_BYTES):
+        await send({"type": "http.response.body", "body": piece[at : at + TURN_BYTES], "more_body": True})
+        await asyncio.sleep(0)
+    return piece[at + TURN_BYTES :]
 
 
 class _LeaveGuard:

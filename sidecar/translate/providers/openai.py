@@ -42,6 +42,9 @@ _NO_CHOICES = (b"[]", b"null")
 
 _GUARDED_KEY = re.compile(rb'"(?:model|stream|max_tokens|max_completion_tokens|n)"')
 
+_WINDOW = 262_144
+"""A search holds the interpreter as long as it runs, so a big body is searched in parts."""
+
 _CODES: dict[str, ErrorKind] = {
     "context_length_exceeded": "context_window",
     "string_above_max_length": "context_window",
@@ -95,7 +98,9 @@ def edit_body(raw: bytes, changes: Mapping[str, Any], removed: frozenset[str] | 
 
 def _may_repeat_fields(raw: bytes) -> bool:
     """True if a field we decide by may be in the body twice, which providers may read differently than we do."""
-    found = _GUARDED_KEY.findall(raw)
+    found: list[bytes] = []
+    for at in range(0, len(raw), _WINDOW):  # a name cut in two counts where it starts, one in both windows only once
+        found += (name[0] for name in _GUARDED_KEY.finditer(raw, at, at + _WINDOW + 24) if name.start() < at + _WINDOW)
     return len(set(found)) != len(found) or b"\\u00" in raw
 
 
