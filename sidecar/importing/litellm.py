@@ -7,7 +7,7 @@ over all of them, then names, then the variables. Nothing here does I/O but read
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidecar.config.read import ConfigError, Fault
@@ -27,11 +27,13 @@ _UNKNOWN = "this import does not know the key; look up what it did there"
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """`text` is the new file; `placeholders` an environment with which it can be checked."""
+    """`text` is the new file; `placeholders` an environment with which it can be checked; `master_key` what stands in
+    the source for it: a key, or `os.environ/NAME`."""
 
     text: str
     report: Report
     placeholders: dict[str, str]
+    master_key: str | None = field(default=None, repr=False)
 
 
 def import_litellm(path: Path) -> Imported:
@@ -49,7 +51,8 @@ def import_litellm(path: Path) -> Imported:
     draft.forget_unread(text)
     report.variables = draft.variables
     report.notes += _notes(draft, source)
-    return Imported(text, report, draft.placeholders)
+    master = source.tree.get("general_settings", "master_key")
+    return Imported(text, report, draft.placeholders, master.text if master is not None else None)
 
 
 def _wrong_forms(source: Source) -> Iterator[Fault]:

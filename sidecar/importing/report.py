@@ -6,9 +6,9 @@ the file is shown without control characters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sidecar.config.read import KeyPath
 
@@ -57,17 +57,42 @@ class Variable:
         return f"{self.name}: {self.read_for}"
 
 
+class Entry(Protocol):
+    """A column of a database; `database/book.py`."""
+
+    @property
+    def status(self) -> Status: ...
+
+    def as_json(self) -> dict[str, Any]: ...
+
+
+class Accounts(Protocol):
+    """What became of a database, and what was written."""
+
+    @property
+    def entries(self) -> Sequence[Entry]: ...
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+
+
 @dataclass(slots=True)
 class Report:
     lines: list[Line] = field(default_factory=list)
     variables: list[Variable] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    database: Accounts | None = None
 
     def count(self, status: Status) -> int:
-        return sum(line.status == status for line in self.lines)
+        entries = self.database.entries if self.database is not None else ()
+        return sum(line.status == status for line in self.lines) + sum(entry.status == status for entry in entries)
 
     def text(self) -> str:
         out = [str(line) for line in self.lines]
+        if self.database is not None:
+            out += ["", *(str(entry) for entry in self.database.entries)]
+            out += ["", "in the database:"] if self.database.counts else []
+            out += [f"  {rows} {what}" for what, rows in self.database.counts.items()]
         if self.variables:
             out += ["", "set in the environment:", *(f"  {variable}" for variable in self.variables)]
         out += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
@@ -84,6 +109,9 @@ class Report:
                 {"name": v.name, "moved_from": list(v.moved_from), "read_for": v.read_for or None}
                 for v in self.variables
             ],
+            "database": None
+            if self.database is None
+            else {"entries": [e.as_json() for e in self.database.entries], "written": dict(self.database.counts)},
             "notes": self.notes,
         }
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import ValidationError
 
@@ -23,7 +24,7 @@ Handler = Callable[[Draft, Node], Verdict]
 _YET = "not yet: "
 
 # What each means there: facts of /budget reset, where 7d ends on Monday and 30d with the month.
-_CALENDAR = {
+CALENDAR = {
     "1h": "1h", "24h": "1d", "1d": "1d", "daily": "1d", "7d": "1w", "1w": "1w", "weekly": "1w", "30d": "1mo",
     "1mo": "1mo", "monthly": "1mo",
 }  # fmt: skip
@@ -139,15 +140,25 @@ def _budget_duration(draft: Draft, node: Node) -> Verdict:
     if "max_usd" not in draft.sections.get("budget", {}):
         raise Refuse("a duration without max_budget limits nothing")
     text = node.text.strip()
-    ours = _CALENDAR.get(text) or (text if _PERIOD.fullmatch(text) else None)
+    ours = CALENDAR.get(text) or (text if _PERIOD.fullmatch(text) else None)
     if ours is None:
         raise Refuse("not a duration here; write a number and s, m, h, d or w, or 1mo, as budget.duration")
     draft.put("budget.duration", ours, node)
-    if ours in _CALENDAR.values():
+    if ours in CALENDAR.values():
         if ours == text:
             return Verdict("taken", "budget.duration")
         return Verdict("changed", "budget.duration", f"{ours}: the calendar window it means there")
     return Verdict("changed", "budget.duration", "repeats from a fixed instant; windows are not aligned to midnight")
+
+
+def _timezone(draft: Draft, node: Node) -> Verdict:
+    name = draft.text(node)
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise Refuse("not a timezone's name, such as Europe/Berlin; set budget.timezone") from None
+    draft.put("budget.timezone", name, node)
+    return Verdict("taken", "budget.timezone")
 
 
 def _callback(draft: Draft, node: Node) -> Verdict:
@@ -287,6 +298,7 @@ def _rows() -> list[Row[Handler]]:
     row("litellm_settings.max_budget", "budget.max_usd", "USD", _max_budget)
     row("litellm_settings.budget_duration", "budget.duration", "7d is 1w and 30d is 1mo, as they mean there",
         _budget_duration, 2)  # fmt: skip
+    row("litellm_settings.timezone", "budget.timezone", "windows of a day, a week, a month begin by it", _timezone)
     row("litellm_settings.set_verbose", "log.level", "true is debug", _verbose)
     row("litellm_settings.ssl_verify", "upstream.ca_file", "a readable file; never switched off", _ssl_verify)
     row("litellm_settings.budget_exceeded_status_code", "", "429 only", _exceeded_status)
