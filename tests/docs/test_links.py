@@ -15,8 +15,8 @@ PAGES = {page.relative_to(REPO).as_posix(): page for page in pages()}
 EXPECTED = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} | {
     f"docs/{name}.md"
     for name in (
-        "architecture", "cli", "configuration", "errors", "keys", "kubernetes", "limits", "metrics", "middlewares",
-        "oidc", "promises", "spend", "translation",
+        "architecture", "cli", "configuration", "decisions", "errors", "keys", "kubernetes", "limits", "metrics",
+        "middlewares", "oidc", "promises", "spend", "translation",
     )
 }  # fmt: skip
 _FILE = re.compile(r"(?:sidecar|tests|docs|examples|bench|helm)/[\w./-]*")

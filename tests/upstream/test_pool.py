@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -231,6 +232,21 @@ async def test_what_happened_since_the_loop_last_looked_is_seen_before_sending(
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
     # No await between: the event loop does not know yet.
+    assert (await ask(transport, request))[2] == b"hello"
+    assert len(blocking.asked) == 2
+    blocking.close()
+
+
+async def test_a_reset_is_seen_when_writing_where_the_platform_cannot_look_before(
+    make: Callable[..., Transport], blocking: Blocking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(select, "poll")
+    transport = make()
+    request = HttpRequest("POST", "http", "127.0.0.1", blocking.port, b"/", body=b"{}", timeouts=QUICK)
+    assert (await ask(transport, request))[2] == b"hello"
+    connection = blocking.kept[0]
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
     assert (await ask(transport, request))[2] == b"hello"
     assert len(blocking.asked) == 2
     blocking.close()
