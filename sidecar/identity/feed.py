@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sidecar.errors import UnavailableError
+from sidecar.identity.deadline import Deadline
 
 Change = tuple[int, str, str]
 """(sequence number, kind, id)."""
@@ -60,7 +61,7 @@ class ChangeFeed:
         self._followers = followers
         self._clock = clock
         self._interval_s = interval_s
-        self._deadline_s = deadline_s
+        self._deadline = Deadline(deadline_s)
         self._task: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self.seq: int | None = None
@@ -68,9 +69,8 @@ class ChangeFeed:
     async def start(self) -> None:
         """The first answer is waited for: who does not know what changed last cannot tell an old shared row."""
         if self._task is None:
-            with contextlib.suppress(UnavailableError, TimeoutError):
-                async with asyncio.timeout(self._deadline_s):
-                    await self.poll()
+            with contextlib.suppress(UnavailableError):
+                await self.poll()
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
@@ -83,10 +83,9 @@ class ChangeFeed:
         failures = 0
         while True:
             try:
-                async with asyncio.timeout(self._deadline_s):
-                    await self.poll()
+                await self.poll()
                 failures = 0
-            except (UnavailableError, TimeoutError):
+            except UnavailableError:
                 failures += 1
                 if failures == 1:
                     _log.warning("changes made elsewhere cannot be read: the database does not answer")
@@ -100,18 +99,23 @@ class ChangeFeed:
     async def poll(self) -> None:
         """Tell all followers what changed since the last time. Raises `UnavailableError`."""
         async with self._turn:  # what was read earlier must not be told later
-            await self._poll()
+            try:
+                await self._poll()
+            except TimeoutError as error:
+                raise UnavailableError(
+                    "The gateway's database does not answer.", code="key_store_unavailable"
+                ) from error
 
     async def _poll(self) -> None:
         asked_at = self._clock()
         if self.seq is None:
-            seq = await self._source.last_change()
+            seq = await self._deadline.run(self._source.last_change())
             for follower in self._followers:
                 follower.forget_all(seq)
             self.seq = seq
         else:
             while True:
-                found, restart = await self._source.changes_since(self.seq, PAGE)
+                found, restart = await self._deadline.run(self._source.changes_since(self.seq, PAGE))
                 if restart is not None:  # we slept longer than changes are kept, or the database was put back
                     for follower in self._followers:
                         follower.forget_all(restart)
