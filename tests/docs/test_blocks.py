@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
+from sidecar.config import load_config
 from tests.docs.support import REPO, Block, all_blocks, blocks
 
 PYTHON = all_blocks("python")
@@ -43,6 +48,56 @@ def test_the_examples_of_the_library_are_run() -> None:
 @pytest.mark.parametrize("block", YAML_BLOCKS, ids=str)
 def test_yaml_is_yaml(block: Block) -> None:
     assert list(YAML(typ="safe").load_all(block.text))
+
+
+FRAGMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "docs/spend.md": lambda part: {
+        "models": [{"name": "m", "deployments": [{"provider": "openai", "model": "m", "api_key": "k", **part}]}]
+    },
+    "docs/oidc.md": lambda part: {"auth": {"issuers": part}},
+    "docs/kubernetes.md": lambda part: part["config"],
+}
+"""Where a block is part of a configuration: what to put round it."""
+
+_NOT_OURS = ("apiVersion:", "volumes:", "# prometheus.yml")
+
+
+@pytest.mark.parametrize("block", [b for b in YAML_BLOCKS if not b.mark], ids=str)
+def test_a_part_of_a_configuration_loads_within_one(block: Block, tmp_path: Path) -> None:
+    if block.text.startswith(_NOT_OURS):
+        return
+    part = YAML(typ="safe").load(block.text)
+    assert block.page in FRAGMENTS, f"{block}: a whole configuration is marked 'yaml sidecar.yaml'"
+    file = tmp_path / "sidecar.yaml"
+    file.write_text(json.dumps(FRAGMENTS[block.page](part)))
+    url = {"DATABASE_URL": "sqlite:///x.db", "REDIS_URL": "redis://127.0.0.1"}
+    load_config(file, dict.fromkeys(re.findall(r"\$\{([A-Z_]+)\}", block.text), "sk-some-value-0123456789") | url)
+
+
+def test_the_chart_takes_the_values_the_page_shows() -> None:
+    (block,) = (b for b in YAML_BLOCKS if b.text.startswith("image:"))
+    schema = json.loads((REPO / "helm" / "values.schema.json").read_text("utf-8"))
+    values = YAML(typ="safe").load((REPO / "helm" / "values.yaml").read_text("utf-8"))
+    for name, value in YAML(typ="safe").load(block.text).items():
+        assert name in values
+        values[name] = values[name] | value if isinstance(values[name], dict) else value
+    jsonschema.validate(values, schema)
+
+
+def test_the_example_of_translation_runs() -> None:
+    (block,) = (b for b in PYTHON if b.page == "docs/translation.md")
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+    answer = json.dumps(
+        {"id": "msg_1", "type": "message", "role": "assistant", "model": "c", "stop_reason": "end_turn",
+         "content": [{"type": "text", "text": "Hello"}], "usage": {"input_tokens": 1, "output_tokens": 2}}
+    )  # fmt: skip
+    names: dict[str, Any] = {
+        "payload": body, "body": json.dumps(body).encode(), "headers": [], "answer": answer.encode(),
+    }  # fmt: skip
+    exec(block.text, names)
+    assert json.loads(names["request"].body)["model"] == "claude-sonnet-4-5"
+    assert json.loads(names["reply"].body)["choices"][0]["message"]["content"] == "Hello"
+    assert names["error"].status == 503
 
 
 @pytest.mark.parametrize("block", all_blocks("json"), ids=str)
