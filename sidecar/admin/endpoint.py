@@ -27,7 +27,7 @@ from sidecar.types import Headers, Identity
 
 MAX_BODY_BYTES = 1_000_000
 
-_encoder = msgspec.json.Encoder(decimal_format="number")
+_encoder = msgspec.json.Encoder()
 _log = logging.getLogger(__name__)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
+
+import msgspec
 
 from sidecar.admin.requests import BudgetLimit
 from sidecar.errors import BadRequestError
@@ -183,12 +184,12 @@ def _admits(above: Principal, model: str) -> bool:
     return model not in ALL_MODELS and model_matches(above.models, model)
 
 
-def usd(nano: int) -> Decimal:
-    """Exact, and without an exponent when written as JSON."""
-    return Decimal(format_usd(nano))
+def usd(nano: int) -> msgspec.Raw:
+    """An exact JSON number without an exponent."""
+    return msgspec.Raw(format_usd(nano).encode("ascii"))
 
 
-def _usd(nano: int | None) -> Decimal | None:
+def _usd(nano: int | None) -> msgspec.Raw | None:
     return None if nano is None else usd(nano)
 
 

@@ -157,11 +157,12 @@ class TeamAdmin(SubjectAdmin):
         team = await self._rows.one(connection, "team", row.team_id or "")
         if team is None or not reach.administers(row.team_id):
             raise self.kind.not_found()
+        if not reach.changes_all:
+            refuse_fields(named, _BY_ADMINISTRATORS)
         check_whole(row)
         await self._writes.check_budget(connection, row, named)
         if reach.changes_all:
             return
-        refuse_fields(named, _BY_ADMINISTRATORS)
         if named and row.user_id == reach.identity.user_id and not reach.leads(team.organization_id):
             raise denied(min(named), "your own membership is changed by somebody else")
         field = exceeds(row, named, team.principal(await self._tree.shared(connection, team)))

@@ -12,13 +12,19 @@ from starlette.applications import Starlette
 
 from sidecar.admin import admin_table
 from sidecar.admin.endpoint import Endpoint, routes_of
+from sidecar.admin.models import ModelAdmin
+from sidecar.config.build import build_catalog
+from sidecar.config.load import load_config
+from sidecar.config.stored import LiveCatalog, ModelTable
 from sidecar.db import Database, migrate
+from sidecar.db.vault import Vault
 from sidecar.identity.feed import ChangeFeed
 from sidecar.identity.keys import Keys
 from sidecar.identity.subjects import Credentials
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.identity.tree import Tree
 from sidecar.spend.ledger import Ledger
+from sidecar.spend.price_loader import load_price
 from sidecar.types import Identity, Secret
 from tests.identity.source import Clock
 
@@ -47,6 +53,7 @@ class Api:
         self.tree = tree
         self.table = tree.keys
         self.endpoints: list[Endpoint] = []
+        self.app: Starlette
         self.ledger = ledger
         self.clock = clock
         self.seeds = Seeds()
@@ -94,21 +101,28 @@ async def api(database_url: str) -> AsyncIterator[Api]:
     feed = ChangeFeed(store, [keys], clock=clock)
     await feed.poll()
     seeds = Seeds()
+    config = load_config(None, {})
+    catalog, stored = build_catalog(config, {}), ModelTable(store, Vault(Secret("v" * 32)))
+    live = LiveCatalog(catalog, stored, lambda more: build_catalog(config, {}, more), load_price)
     table = admin_table(
         keys=keys,
         tree=tree,
         ledger=ledger,
+        models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=clock),
         admission=seeds,
         tell=feed.poll,
         clock=clock,
         random_bytes=secrets.token_bytes,
     )
     routes = routes_of(table, Credentials(keys), tree.principals)
-    transport = httpx2.ASGITransport(app=Starlette(routes=routes), raise_app_exceptions=True)
+    app = Starlette(routes=routes)
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=True)
     async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
         made = Api(client, keys, tree, ledger, clock)
         made.seeds = seeds
         made.endpoints = table
+        made.app = app
         yield made
+    await live.aclose()
     await keys.aclose()
     await database.aclose()
