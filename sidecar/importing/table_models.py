@@ -69,7 +69,7 @@ def _find_provider(deployment: Deployment, model: Node) -> None:
         first, rest = found, text
     deployment.values = {"provider": shown(first), "model": shown(rest)}
     prefix = PREFIXES.get(first)
-    if prefix is None and first in PROVIDERS:
+    if first in PROVIDERS and (prefix is None or prefix.ours not in PROVIDERS):
         prefix = Prefix(first)
     if prefix is None:
         raise Refuse(f"there is no provider '{shown(first, 40)}' here{_may_be_compatible(deployment)}")
@@ -154,6 +154,17 @@ def _needs_place(deployment: Deployment, to: str) -> None:
     users = {name for name, keys in PLACE_KEYS.items() if to in keys}
     if users and deployment.provider not in users and deployment.provider in PROVIDERS:
         raise Refuse(f"provider {deployment.provider} does not use it; remove it")
+
+
+def _google_credentials(draft: Draft, deployment: Deployment, node: Node) -> Verdict:
+    _needs_place(deployment, "google_credentials")
+    if node.env is None and not node.text.lstrip().startswith("{"):
+        raise Refuse("a path: write google_credentials: ${file:/the/path}")
+    reference = draft.secret(node, "GOOGLE_CREDENTIALS")
+    _put(deployment, "google_credentials", reference)
+    if draft.is_moved(node):
+        return _moved(draft, node, "google_credentials", reference)
+    return Verdict("changed", "google_credentials", "the variable has to hold the JSON itself, not its path")
 
 
 def _place_text(to: str) -> Handler:
@@ -404,6 +415,14 @@ def _rows() -> list[Row[Handler]]:
     ]
     for key in ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"):
         rows.append(Row(p + key, key, "where the provider uses it; literal ones are moved", _secret(key)))
+    rows += [
+        Row(p + "aws_profile_name", "aws_profile", "where the provider uses it", _place_text("aws_profile")),
+        Row(p + "aws_role_name", "aws_role_arn", "where the provider uses it", _place_text("aws_role_arn")),
+        Row(p + "tenant_id", "tenant_id", "where the provider uses it", _place_text("tenant_id")),
+        Row(p + "client_id", "client_id", "where the provider uses it", _place_text("client_id")),
+        Row(p + "client_secret", "client_secret", "where the provider uses it", _secret("client_secret")),
+        Row(p + "vertex_credentials", "google_credentials", "the JSON, not its path", _google_credentials),
+    ]
     for key in ("extra_headers", "default_headers", "headers"):
         how = "moved to variables, but for headers that are never secret (anthropic-beta, user-agent, …)"
         rows.append(Row(f"{p}{key}.*", "headers", how, _header))
@@ -417,14 +436,14 @@ def _rows() -> list[Row[Handler]]:
         _YET + "retries and cooldowns are the same for all models; see routing.retries and routing.cooldown_s",
         prefix=p,
     )
+    rows += nothing("vertex_credentials.**", "write the JSON into one variable, and name that", prefix=p)
     rows += nothing("itpm otpm", _YET + "limits count all tokens together; use tpm", prefix=p)
     rows += nothing("max_budget budget_duration", _YET + "a deployment has no budget; keys do", prefix=p)
     rows += nothing("tags.** tag_regex.**", _YET + "there is no routing by tags; use other names", prefix=p)
     rows += nothing(
-        "aws_role_name aws_session_name aws_profile_name aws_web_identity_token aws_sts_endpoint "
-        "aws_bedrock_runtime_endpoint aws_external_id vertex_credentials.** azure_ad_token azure_ad_token_provider "
-        "tenant_id client_id client_secret azure_scope azure_username azure_password",
-        _YET + "credentials are keys; a role or an identity of the machine is not read",
+        "aws_session_name aws_web_identity_token aws_sts_endpoint aws_bedrock_runtime_endpoint aws_external_id "
+        "azure_ad_token azure_ad_token_provider azure_scope azure_username azure_password",
+        _YET + "where it runs, the machine's own identity is found by the vendor's library",
         prefix=p,
     )
     rows += nothing("mock_response mock_response.**", "take the provider 'simulated' for tests", prefix=p)

@@ -190,6 +190,20 @@ async def test_windows_end_when_they_ended_there(company: Company, target: str) 
     assert ("changed", "1d: it is no duration, and there that meant daily") in told(book, "budget_duration")
 
 
+async def test_two_imports_at_once_write_once(company: Company, tmp_path: Path) -> None:
+    import asyncio
+
+    company.key(KEY, models=[], spend=1.5)
+    company.add("TeamTable", team_id="red", models=[], spend=2.5)
+    source, target = await company.write(), company.url
+    await import_database(source, f"sqlite:///{tmp_path}/unused.db", clock=time.time)
+    done = await asyncio.gather(*(import_database(source, target, clock=time.time) for _ in range(3)))
+    assert sum(book.counts.get("keys created", 0) for book in done) == 1
+    async with opened(target) as ours:
+        assert await ours.spent("key", hashed(KEY)) == Decimal("1.5")
+        assert await ours.spent("team", "red") == Decimal("2.5")
+
+
 async def test_several_windows_hold_what_each_of_them_held(company: Company, target: str) -> None:
     limits = [
         {"budget_duration": "1d", "max_budget": 5.0, "reset_at": next_midnight().isoformat()},

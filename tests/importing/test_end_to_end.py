@@ -201,8 +201,32 @@ async def test_a_second_run_keeps_the_file_and_writes_nothing_twice(operator: Op
     assert again.returncode == 0, again.stderr
     assert "# mine" in file.read_text()
     assert "created" not in again.stdout
-    assert "carried over" not in again.stdout.replace("spend was carried over as of", "")
+    assert "spend totals of" not in again.stdout
     assert "14 keys unchanged" in again.stdout
+
+
+async def test_our_database_may_be_named(operator: Operator, postgres_url: str) -> None:
+    company = Company(postgres_url)
+    company.key(key("plain"), models=[], spend=0.5)
+    await company.write()
+    line = ("import", "litellm", "--config", "config.yaml", "--database-url", postgres_url)
+    there = await operator.run(*line, "--into", f"sqlite:///{operator.folder}/named.db", "--strict")
+    assert there.returncode == 0, there.stdout
+    assert (operator.folder / "named.db").exists()
+    assert f"carried over into sqlite:///{operator.folder}/named.db" in there.stdout
+    assert not (operator.folder / ".sidecar").exists()
+
+
+async def test_without_its_variables_the_file_names_no_database(operator: Operator, postgres_url: str) -> None:
+    company = Company(postgres_url)
+    company.key(key("plain"), models=[])
+    await company.write()
+    config = operator.folder / "config.yaml"
+    config.write_text(config.read_text() + "  database_url: os.environ/NOT_SET_HERE\n")
+    done = await operator.run("import", "litellm", "--config", "config.yaml", "--database-url", postgres_url)
+    assert done.returncode == 2
+    assert "NOT_SET_HERE" in done.stderr
+    assert "--into" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,12 @@ from sidecar.types import Budget
 __all__ = ["Book", "Entry", "import_database"]
 
 
+def _place(url: str) -> str:
+    """Without user and password."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+
+
 async def import_database(
     source_url: str,
     target_url: str | None,
@@ -49,5 +55,8 @@ async def import_database(
         await target.write_rows(found)
     finally:
         await database.aclose()
-    book.notes.append(f"spend was carried over as of {datetime.fromtimestamp(now, UTC).isoformat(timespec='seconds')}")
+    as_of = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+    book.notes.append(f"spend was carried over into {_place(target_url)} as of {as_of}")
+    if found.keys:
+        book.notes.append("keys of fewer than 16 characters after sk- are refused here; a hash does not tell which are")
     return book
