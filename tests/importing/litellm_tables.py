@@ -59,6 +59,8 @@ COLUMNS: dict[str, str] = {
     "DeprecatedVerificationToken": "id TEXT PRIMARY KEY, token TEXT UNIQUE, active_token_id TEXT,"
     " revoke_at TIMESTAMP(3), created_at TIMESTAMP(3) DEFAULT now()",
     "BudgetWindowSpend": f"entity_type TEXT, entity_id TEXT, window_duration TEXT, window_start TIMESTAMP(3), {_SPEND}",
+    "ProjectTable": "project_id TEXT PRIMARY KEY, team_id TEXT, budget_id TEXT, models TEXT[],"
+    f" {_SPEND}, blocked BOOLEAN NOT NULL DEFAULT false",
     "ProxyModelTable": "model_id TEXT PRIMARY KEY, model_name TEXT, litellm_params JSONB, model_info JSONB",
     "SpendLogs": f"request_id TEXT PRIMARY KEY, api_key TEXT, {_SPEND}, model TEXT",
     "DailyUserSpend": f"id TEXT PRIMARY KEY, user_id TEXT, date TEXT, {_SPEND}",

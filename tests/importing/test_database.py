@@ -307,6 +307,23 @@ async def test_no_key_gets_more_than_it_had(company: Company, target: str) -> No
     assert ("no equivalent", "a session of the admin page, not a key") in told(book, "token")
 
 
+async def test_what_a_project_or_a_directory_forbade_stays_forbidden(company: Company, target: str) -> None:
+    company.add("ProjectTable", project_id="closed", models=[], blocked=True)
+    company.add("ProjectTable", project_id="small", models=["gpt"])
+    company.add("UserTable", user_id="gone", models=[], metadata={"scim_active": False})
+    company.add("UserTable", user_id="here", models=[], metadata={"scim_active": True})
+    company.key(KEY + "1", models=[], project_id="closed")
+    company.key(KEY + "2", models=["gpt", "o3"], project_id="small")
+    company.key(KEY + "3", models=[], user_id="gone")
+    book = await run(company, target)
+    async with opened(target) as ours:
+        assert (await ours.key(KEY + "1")).blocked
+        assert (await ours.key(KEY + "2")).models == ("gpt",)
+        assert (await ours.one("user", "gone")).blocked
+        assert not (await ours.one("user", "here")).blocked
+    assert ("no equivalent", "there are no projects; use a team for each") in told(book, "", "ProjectTable")
+
+
 async def test_a_replaced_key_works_until_its_time_is_up(company: Company, target: str) -> None:
     new = company.key(KEY + "new", models=["gpt"], key_alias="ci", spend=3.0, team_id="red")
     company.add("DeprecatedVerificationToken", id="1", token=hashed(KEY), active_token_id=new, revoke_at=in_days(1))

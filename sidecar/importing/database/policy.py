@@ -18,7 +18,7 @@ _WITH_SECRETS = frozenset({"logging", "callback_settings", "callback_vars", "sec
 _ACTED_ON = frozenset(
     {"guardrails", "disable_global_guardrails", "disable_global_guardrail", "opted_out_global_guardrails",
      "enforced_params", "allowed_passthrough_routes", "priority", "throttle_on_budget_exceeded", "budget_fallbacks",
-     "model_max_budget", "soft_budget_alerting_emails", "team_member_key_duration", "scim_active", "require_trace_id",
+     "model_max_budget", "soft_budget_alerting_emails", "team_member_key_duration", "require_trace_id",
      "estimated_output_tokens", "rpm_limit_type", "tpm_limit_type", "secret_manager", "prompts",
      "allowed_vector_store_indexes", "passthrough_headers"}
 )  # fmt: skip
@@ -147,6 +147,9 @@ def _metadata(taken: Taken, fields: dict[str, Any], found: Common) -> dict[str, 
         elif key == "temp_budget_expiry" and (until := instant(value)) is not None:
             fields["temp_budget_expiry_at"] = until
             taken.part("metadata", "taken", key, key)
+        elif key == "scim_active":
+            fields["blocked"] = fields["blocked"] or value is False
+            taken.part("metadata", "changed", "blocked", f"{key}: who was deactivated is blocked")
         elif key == "team_member_budget_id":
             found.members_budget = str(value)
             taken.part("metadata", "changed", "budget_id", f"{key}: of each member that has none")

@@ -73,6 +73,7 @@ class Reader:
         self._aliases: dict[str, Any] = {}
         self._key_aliases: set[str] = set()
         self._members_budget: dict[str, str] = {}
+        self._projects: dict[str, tuple[bool, tuple[str, ...]]] = {}
         self._reset_of_budget: dict[str, float] = {}
         self._window_spend: dict[tuple[str, str], dict[str, int]] = {}
 
@@ -80,6 +81,8 @@ class Reader:
         async for row in self._source.rows(KEYS, "token"):
             if row.get("user_id") and row.get("team_id") != DASHBOARD:
                 (self._team_users if row.get("team_id") else self._personal_users).add(str(row["user_id"]))
+        async for row in self._source.rows(PREFIX + "ProjectTable", "project_id"):
+            self._projects[str(row["project_id"])] = bool(row.get("blocked")), texts(row.get("models"))
         for table, order, take in self._tables():
             async for row in self._source.rows(PREFIX + table, order):
                 take(row)
@@ -318,6 +321,7 @@ class Reader:
         user, team = taken.take("user_id") or None, taken.take("team_id") or None
         if team is None and user in self._personal_models:
             fields["models"] = narrowed(fields["models"], self._personal_models[user])
+        self._project(taken, fields)
         self._routes(taken, fields)
         fields |= {
             "key_name": taken.take("key_name") or "sk-...", "key_alias": self._alias(taken, token),
@@ -332,7 +336,6 @@ class Reader:
         taken.nothing("aliases", "model aliases of a key: use routing.aliases, which are everybody's")
         taken.nothing("permissions", "what a key may do follows from its user's role")
         taken.nothing("budget_fallbacks", "a spent budget is answered with 429; there is no other model then")
-        taken.nothing("project_id", "there are no projects; the project's limits bind no longer")
         taken.nothing("agent_id", "there are no agents")
         taken.nothing("soft_budget_cooldown", "state of its alerts; nothing to take")
         taken.nothing("rotation_count", "counted in the audit log from now on")
@@ -347,6 +350,17 @@ class Reader:
         if alias is not None:
             self._key_aliases.add(alias)
         return alias
+
+    def _project(self, taken: Taken, fields: dict[str, Any]) -> None:
+        """What a project forbids is written into its keys."""
+        taken.nothing("project_id", "there are no projects; the project's limits and budget bind no longer")
+        is_blocked, models = self._projects.get(str(taken.get("project_id")), (False, ()))
+        if is_blocked:
+            fields["blocked"] = True
+            taken.part("project_id", "changed", "blocked", "its project is blocked")
+        if models:
+            fields["models"] = narrowed(fields["models"], models)
+            taken.part("project_id", "changed", "models", "narrowed to the models of its project")
 
     def _routes(self, taken: Taken, fields: dict[str, Any]) -> None:
         """A key that could not call models there gets none here; what else it could do, its user's role says."""
