@@ -281,7 +281,7 @@ async def test_every_write_is_audited(company: Company, target: str) -> None:
         }  # fmt: skip
 
 
-async def test_no_key_gets_more_than_it_had(company: Company, target: str) -> None:
+async def test_no_key_may_call_more_models_than_before(company: Company, target: str) -> None:
     company.add("UserTable", user_id="ann", models=["no-default-models"], max_budget=1.0, spend=5.0)
     company.add("UserTable", user_id="bob", models=["gpt", "claude-*"], max_budget=3.0)
     company.key(KEY + "t", models=["all-team-models"], user_id="ann", team_id="red")

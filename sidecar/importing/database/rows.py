@@ -1,6 +1,7 @@
 """Their tables → our rows, one method a table. `policy.py` has what they share; nothing is written here.
 
-Rule: what cannot be carried over never gives a key more than it had: then it is refused, and the report says so.
+Rule: no key may call a model it could not call there; where that cannot be said here, it is refused. Other limits
+without an equivalent are left out and reported.
 """
 
 from __future__ import annotations
