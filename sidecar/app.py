@@ -108,7 +108,7 @@ def build_app(
     stored = ModelTable(store, Vault(config.store.encryption_key) if config.store.encryption_key else None)
     live = LiveCatalog(catalog, stored, lambda more: build_catalog(config, environment, more), load_price)
     table = KeyTable(store)
-    ledger = Ledger(database)
+    ledger = Ledger(database, retention_days=config.spend.retention_days)
     recorder = Recorder(
         Journal(config.store.journal_dir, durability=config.store.durability),
         ledger,

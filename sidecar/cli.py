@@ -15,6 +15,7 @@ import typer
 
 from sidecar.cli_import import imports
 from sidecar.cli_keys import keys
+from sidecar.cli_spend import spend
 
 if TYPE_CHECKING:
     from sidecar.config import Config
@@ -36,6 +37,7 @@ app.add_typer(imports, name="import")
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="sidecar.yaml (else SIDECAR_CONFIG)")]
 
 
+app.add_typer(spend, name="spend")
 def fail(message: str, code: int = 1) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(code)

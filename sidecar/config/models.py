@@ -151,6 +151,7 @@ class BudgetSettings(Strict):
 
 class SpendSettings(Strict):
     flush_s: Seconds = 1.0
+    retention_days: Int | None = Field(default=None, ge=32, le=36_500)
     jsonl: FilePath | None = None
 
 

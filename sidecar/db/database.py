@@ -90,6 +90,9 @@ class Database:
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
             await make_partitions(connection, now)
 
+    def now(self) -> float:
+        return self._clock()
+
     async def aclose(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:

@@ -43,7 +43,10 @@ async def missing_partitions(connection: AsyncConnection, now: float) -> list[tu
 
 
 async def make_partitions(connection: AsyncConnection, now: float) -> None:
-    """Idempotent. Rows of the month that the default partition holds already move into the new one."""
+    """Idempotent. Rows of the month that the default partition holds already move into the new one. Flushers wait
+    meanwhile: in the order in which they lock the tables, so that nobody deadlocks."""
+    await connection.exec_driver_sql("LOCK TABLE spend IN SHARE UPDATE EXCLUSIVE MODE")
+    await connection.exec_driver_sql("LOCK TABLE spend_default IN ACCESS EXCLUSIVE MODE")
     for table, start, end in await missing_partitions(connection, now):
         await connection.exec_driver_sql(f"CREATE TABLE {table} (LIKE spend INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
         where = f"exchange_id >= '{start}' AND exchange_id < '{end}'"

@@ -20,6 +20,7 @@ import msgspec
 from sidecar.errors import BadRequestError
 from sidecar.spend.ledger_postgres import PostgresWriter
 from sidecar.spend.ledger_sqlite import SqliteWriter
+from sidecar.spend.retention import forget_rows
 from sidecar.spend.rollups import Span, span, totals_of
 from sidecar.spend.rows import Row, micros, record_of, record_of_columns, row_of, storable
 from sidecar.spend.writing import translated
@@ -70,8 +71,9 @@ class Total:
 class Ledger:
     """Rows in, pages and sums out, on SQLite and PostgreSQL alike. Instants are Unix seconds."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, retention_days: int | None = None) -> None:
         self.database = database
+        self._retention_days = retention_days
         self._writer = SqliteWriter(database) if database.dialect == "sqlite" else PostgresWriter(database)
 
     async def insert(self, records: Sequence[SpendRecord]) -> list[SpendRecord]:
@@ -211,9 +213,11 @@ class Ledger:
         return [Total(row[0] or "", int(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in found]
 
     async def maintain(self) -> None:
-        """Now and then: make the next partitions. Raises `UnavailableError`."""
+        """Now and then: make the next partitions, drop rows older than the retention. Raises `UnavailableError`."""
         async with translated():
             await self.database.make_partitions()
+            if self._retention_days is not None:
+                await forget_rows(self.database, now=self.database.now(), days=self._retention_days)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:

@@ -46,8 +46,12 @@ class PostgresWriter:
                     await driver.execute(_STAGE)
                     await driver.copy_records_to_table(STAGING, schema_name="pg_temp", records=rows, columns=COLUMNS)
                     await driver.execute(INSERT)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError, OverflowError) as error:
+            except (
+                asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, ValueError,
+                TypeError, OverflowError,
+            ) as error:  # fmt: skip
                 if not _is_about_data(error):
+                    await connection.invalidate()  # the pool has not seen what the driver said
                     raise unavailable() from error
                 _log.error("the database refused %d spend rows: %s", len(rows), type(error).__name__)
                 return False

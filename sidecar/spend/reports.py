@@ -100,6 +100,22 @@ async def report(
     return Report(names, lines, all_of_it, offset + limit if len(found) > limit else None)
 
 
+async def key_aliases(ledger: Ledger, names: Sequence[str]) -> dict[str, str]:
+    """What people call the keys with these hashes; deleted and unnamed ones are missing. Raises `UnavailableError`."""
+    import sqlalchemy as sa
+
+    from sidecar.db.schema import keys
+
+    spends_as = sa.func.coalesce(keys.c.key_id, keys.c.key_hash)
+    found: dict[str, str] = {}
+    async with ledger.connection() as connection:
+        for start in range(0, len(names), 500):
+            some = names[start : start + 500]
+            query = sa.select(spends_as, keys.c.key_alias).where(spends_as.in_(some), keys.c.key_alias.is_not(None))
+            found.update((name, alias) for name, alias in await connection.execute(query))
+    return found
+
+
 async def plan(
     ledger: Ledger, *, by: Sequence[str], since_at: float | None = None, until_at: float | None = None
 ) -> str:

@@ -1,0 +1,239 @@
+"""A provider's own export beside the ledger: per model what it says, what the ledger says, and how sure that is.
+
+Reads the CSV files of OpenAI's and Anthropic's consoles, told apart by their columns. The exports are described at
+https://help.openai.com/en/articles/8554956-understanding-your-api-usage (days are UTC) and
+https://support.anthropic.com/en/articles/9534590-cost-and-usage-reporting-in-console; the names of OpenAI's columns are
+those of https://platform.openai.com/docs/api-reference/usage. Rule: nothing is guessed – a column that is missing is an
+error that names it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+
+from sidecar.errors import BadRequestError
+from sidecar.spend.ledger import Ledger
+from sidecar.spend.reports import Sums, report
+from sidecar.types import usd_to_nano
+
+_DATED = re.compile(r"-20\d{6}$|-20\d\d-\d\d-\d\d$")
+_MAX_LINES = 5_000_000
+
+
+@dataclass(slots=True)
+class Billed:
+    """What the provider says of one model. `rounding_nano` is what the rounding of its lines may hide."""
+
+    cost_nano: int = 0
+    rounding_nano: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Invoice:
+    """`kind` is `cost` (dollars) or `usage` (tokens); the days are inclusive. Without a column of models everything is
+    under ""."""
+
+    vendor: str
+    kind: str
+    first: date
+    last: date
+    models: dict[str, Billed]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """`what` is `usd` (values are nano-dollars) or a class of tokens. `uncertain` is the error bar: what the ledger
+    estimated or never learned, and what the export rounded; `unpriced` counts attempts the ledger has no cost for."""
+
+    model: str
+    what: str
+    billed: int
+    recorded: int
+    uncertain: int
+    unpriced: int
+
+    @property
+    def delta(self) -> int:
+        return self.billed - self.recorded
+
+    @property
+    def is_explained(self) -> bool:
+        return abs(self.delta) <= self.uncertain
+
+
+def read_invoice(text: str) -> Invoice:
+    """Raises `BadRequestError` for what is none of the four exports."""
+    reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff")))
+    columns = set(reader.fieldnames or ())
+    form = next((form for form in _FORMS if form[2] <= columns), None)
+    if form is None:
+        raise BadRequestError(
+            "The file is no export this can read: it needs the columns "
+            + ", or ".join(", ".join(sorted(marks)) for _, _, marks, _ in _FORMS)
+            + "."
+        )
+    vendor, kind, _, read = form
+    models: dict[str, Billed] = {}
+    days: list[date] = []
+    for number, row in enumerate(reader, 2):
+        if number > _MAX_LINES:
+            raise BadRequestError("The file has too many lines; export a shorter time.")
+        try:
+            day = read(row, models)
+        except (KeyError, ValueError, InvalidOperation, OverflowError, OSError) as error:
+            raise BadRequestError(f"Line {number} of the file cannot be read: {type(error).__name__}.") from None
+        if day is not None:
+            days.append(day)
+    if not days:
+        raise BadRequestError("The file has no line that says what was used.")
+    return Invoice(vendor, kind, min(days), max(days), models)
+
+
+async def reconcile(ledger: Ledger, invoice: Invoice) -> list[Delta]:
+    """The whole first, then each model, the largest difference first. Raises `UnavailableError`."""
+    since = datetime.combine(invoice.first, datetime.min.time(), UTC).timestamp()
+    until = datetime.combine(invoice.last + timedelta(days=1), datetime.min.time(), UTC).timestamp()
+    where = {"provider": invoice.vendor}
+    found = await report(ledger, by=("model",), since_at=since, until_at=until, where=where, limit=100_000)
+    recorded: dict[str, list[Sums]] = {}
+    for line in found.lines:
+        recorded.setdefault(known_as(line.names[0]), []).append(line.sums)
+    deltas = _deltas("all", list(invoice.models.values()), [found.total], invoice)
+    if set(invoice.models) != {""}:
+        of_models = [
+            delta
+            for model in sorted(invoice.models.keys() | recorded.keys())
+            for delta in _deltas(model, [invoice.models.get(model, Billed())], recorded.get(model, []), invoice)
+        ]
+        deltas += sorted(of_models, key=lambda delta: -abs(delta.delta))
+    return deltas
+
+
+def known_as(model: str) -> str:
+    """One name for what the exports and the API call differently: `Claude Haiku 4.5`, `claude-haiku-4-5-20251001`."""
+    name = re.sub(r"[\s._]+", "-", model.strip().lower())
+    return _DATED.sub("", name)
+
+
+def _deltas(model: str, billed: list[Billed], recorded: list[Sums], invoice: Invoice) -> list[Delta]:
+    unpriced = sum(sums.unpriced for sums in recorded)
+    if invoice.kind == "cost":
+        uncertain = sum(abs(sums.estimated_nano) + abs(sums.unknown_nano) for sums in recorded)
+        uncertain += sum(bill.rounding_nano for bill in billed)
+        cost = sum(bill.cost_nano for bill in billed)
+        return [Delta(model, "usd", cost, sum(sums.cost_nano for sums in recorded), uncertain, unpriced)]
+    return [
+        Delta(
+            model,
+            name,
+            sum(bill.tokens.get(name, 0) for bill in billed),
+            sum(of(sums) for sums in recorded),
+            0,
+            unpriced,
+        )
+        for name, of in _CLASSES.items()
+    ]
+
+
+_CLASSES: Mapping[str, Callable[[Sums], int]] = {
+    "input": lambda sums: sums.input_tokens - (_cached(sums) + _written(sums)),
+    "cached input": lambda sums: _cached(sums),
+    "cache write": lambda sums: _written(sums),
+    "output": lambda sums: sums.output_tokens,
+}
+
+
+def _cached(sums: Sums) -> int:
+    return sums.usage.cached_input or 0
+
+
+def _written(sums: Sums) -> int:
+    return (sums.usage.cache_write_5m or 0) + (sums.usage.cache_write_1h or 0)
+
+
+Row = Mapping[str, str | None]
+
+
+def _bill(models: dict[str, Billed], model: str | None) -> Billed:
+    return models.setdefault(known_as(model or ""), Billed())
+
+
+def _count(row: Row, name: str) -> int:
+    return int(Decimal(row.get(name) or 0))
+
+
+def _charge(bill: Billed, amount: str) -> None:
+    usd = Decimal(amount)
+    bill.cost_nano += usd_to_nano(usd)
+    exponent = usd.as_tuple().exponent
+    if isinstance(exponent, int) and exponent > -9:
+        bill.rounding_nano += usd_to_nano(Decimal(1).scaleb(min(exponent, 0)) / 2)
+
+
+def _day(row: Row) -> date:
+    return datetime.fromtimestamp(int(Decimal(row["start_time"] or "")), UTC).date()
+
+
+def _openai_cost(row: Row, models: dict[str, Billed]) -> date | None:
+    """`line_item` is `gpt-4o-2024-08-06, cached input`; a bucket without costs has no amount."""
+    amount = row["amount_value"]
+    if not amount:
+        return None
+    if (row["amount_currency"] or "usd").lower() != "usd":
+        raise ValueError("another currency")
+    item = (row.get("line_item") or "").rpartition("| ")[2]
+    _charge(_bill(models, item.partition(",")[0]), amount)
+    return _day(row)
+
+
+def _openai_usage(row: Row, models: dict[str, Billed]) -> date | None:
+    """`input_tokens` includes the cached ones."""
+    if not row["num_model_requests"]:
+        return None
+    tokens = _bill(models, row.get("model")).tokens
+    cached = _count(row, "input_cached_tokens")
+    _add(tokens, "input", _count(row, "input_tokens") - cached)
+    _add(tokens, "cached input", cached)
+    _add(tokens, "output", _count(row, "output_tokens"))
+    return _day(row)
+
+
+def _anthropic_cost(row: Row, models: dict[str, Billed]) -> date | None:
+    if not row["cost_usd"]:
+        return None
+    _charge(_bill(models, row["model"]), row["cost_usd"])
+    return date.fromisoformat((row["usage_date_utc"] or "")[:10])
+
+
+def _anthropic_usage(row: Row, models: dict[str, Billed]) -> date | None:
+    tokens = _bill(models, row["model_version"]).tokens
+    _add(tokens, "input", _count(row, "usage_input_tokens_no_cache"))
+    _add(tokens, "cached input", _count(row, "usage_input_tokens_cache_read"))
+    for name in ("5m", "1h"):
+        _add(tokens, "cache write", _count(row, f"usage_input_tokens_cache_write_{name}"))
+    _add(tokens, "output", _count(row, "usage_output_tokens"))
+    return date.fromisoformat((row["usage_date_utc"] or "")[:10])
+
+
+def _add(tokens: dict[str, int], name: str, count: int) -> None:
+    tokens[name] = tokens.get(name, 0) + count
+
+
+_FORMS: tuple[tuple[str, str, set[str], Callable[[Row, dict[str, Billed]], date | None]], ...] = (
+    ("openai", "cost", {"start_time", "amount_value", "amount_currency"}, _openai_cost),
+    ("openai", "usage", {"start_time", "num_model_requests", "input_tokens", "output_tokens"}, _openai_usage),
+    ("anthropic", "cost", {"usage_date_utc", "model", "cost_usd"}, _anthropic_cost),
+    (
+        "anthropic",
+        "usage",
+        {"usage_date_utc", "model_version", "usage_input_tokens_no_cache", "usage_output_tokens"},
+        _anthropic_usage,
+    ),
+)
