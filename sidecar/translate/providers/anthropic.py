@@ -15,7 +15,9 @@ import msgspec
 from sidecar.errors import BadRequestError, ErrorKind, ProviderError, UpstreamBrokenError
 from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
+from sidecar.translate.providers.anthropic_content import pack_blocks
 from sidecar.translate.providers.anthropic_request import build, json_tool_name, original_names, uses_json_tool
+from sidecar.translate.signatures import pack
 from sidecar.translate.usage import NOT_JSON, count
 from sidecar.types import UNKNOWN_USAGE, Usage
 
@@ -235,18 +237,25 @@ class Anthropic(Provider):
         thinking: list[dict[str, Any]] = []
         tool_calls: list[dict[str, Any]] = []
         json_text: str | None = None
+        said = 0
+        before: list[Any] = []  # since the last tool call
         for raw in answer.content:
             block = msgspec.json.decode(raw)
             kind = block.get("type")
             if kind == "text":
                 texts.append(block.get("text") or "")
+                said += len(texts[-1])
+                if texts[-1] and json_tool is None:
+                    before.append(said)
             elif kind == "thinking":
                 thoughts.append(block.get("thinking") or "")
                 thinking.append(
                     {"type": kind, "thinking": block.get("thinking") or "", "signature": block.get("signature") or ""}
                 )
+                before.append(thinking[-1])
             elif kind == "redacted_thinking":
                 thinking.append({"type": kind, "data": block.get("data") or ""})
+                before.append(thinking[-1])
             elif kind == "tool_use":
                 given = bytes(_decode_input(raw).input).decode()
                 arguments = given if given not in ("null", '""') else "{}"
@@ -254,9 +263,12 @@ class Anthropic(Provider):
                     json_text = arguments if json_text is None else json_text
                     continue
                 name = str(block.get("name") or "")
+                tool_id = str(block.get("id") or f"call_{call.exchange_id}_{len(tool_calls)}")
+                if thinking and before:
+                    tool_id, before = pack(tool_id, pack_blocks(before)), []
                 tool_calls.append(
                     {
-                        "id": str(block.get("id") or f"call_{call.exchange_id}_{len(tool_calls)}"),
+                        "id": tool_id,
                         "type": "function",
                         "function": {"name": names.get(name, name), "arguments": arguments},
                     }

@@ -11,12 +11,13 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from sidecar.errors import BadRequestError
+from sidecar.translate.signatures import MARK, bare_id, unpack
 from sidecar.translate.usage import NOT_JSON
 
 Block = dict[str, Any]
@@ -48,9 +49,10 @@ def tool_name(name: Any, where: str) -> str:
 def tool_id(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
         raise bad(f"'{where}' must be a non-empty string.", where)
-    if _TOOL_ID.fullmatch(value):
-        return value
-    return "call_" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    given = bare_id(value)
+    if _TOOL_ID.fullmatch(given):
+        return given
+    return "call_" + hashlib.sha256(given.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _with_cache(block: Block, source: Mapping[str, Any], where: str) -> Block:
@@ -257,11 +259,63 @@ def _assistant(message: Mapping[str, Any], where: str, drop: Drop) -> list[Block
     if isinstance(refusal, str) and refusal:
         blocks.append({"type": "text", "text": refusal})
     calls = message.get("tool_calls")
-    if calls is not None:
-        if not isinstance(calls, list):
-            raise bad(f"'{where}.tool_calls' must be a list.", f"{where}.tool_calls")
-        blocks += [_tool_use(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
-    return blocks
+    if calls is None:
+        return blocks
+    if not isinstance(calls, list):
+        raise bad(f"'{where}.tool_calls' must be a list.", f"{where}.tool_calls")
+    uses = [_tool_use(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    before = [_packed_blocks(call["id"]) for call in calls]
+    return blocks + uses if not any(before) else _replay(blocks, uses, before)
+
+
+def pack_blocks(before: list[int | Block]) -> Mapping[str, Any]:
+    """What stood before a tool call, for its id: thinking blocks, and for each text block how far the content's text
+    had come (in characters)."""
+    return {"kind": "claude", "before": before}
+
+
+def _packed_blocks(given: str) -> list[int | Block]:
+    if MARK not in given:
+        return []
+    _, state = unpack(given)
+    before = state.get("before") if state is not None and state.get("kind") == "claude" else None
+    if not isinstance(before, list):
+        return []
+    try:
+        thinking_blocks([item for item in before if type(item) is not int], "tool_calls")
+    except BadRequestError:
+        return []
+    return before
+
+
+def _replay(blocks: list[Block], uses: list[Block], before: Sequence[Sequence[int | Block]]) -> list[Block]:
+    """The turn as Claude said it: what the ids carried in its place, the text (which the client may have changed) cut
+    where it was."""
+    texts = [block for block in blocks if block["type"] == "text"]
+    result: list[Block] = []
+    if any("cache_control" in block for block in texts):  # cut by the client: its cuts stay, thinking comes first
+        thoughts = [[item for item in items if isinstance(item, dict)] for items in before]
+        result = thoughts[0] + texts
+        before = [[], *thoughts[1:]]
+        texts = []
+    text = "".join(block["text"] for block in texts)
+    position = 0
+
+    def say(end: int) -> None:
+        nonlocal position
+        piece, position = text[position:end], max(position, end)
+        if piece.strip():
+            result.append({"type": "text", "text": piece})
+
+    for use, items in zip(uses, before, strict=True):
+        for item in items:
+            if isinstance(item, dict):
+                result.append(item)
+            else:
+                say(item)
+        result.append(use)
+    say(len(text))
+    return result
 
 
 def _tool_result(message: Mapping[str, Any], where: str, drop: Drop) -> list[Block]:

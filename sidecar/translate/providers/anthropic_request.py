@@ -94,6 +94,9 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     body["messages"] = turns
 
     _tools(fields, body, turns, drop)
+    if _resumes_unthinking(fields, turns, model_traits):
+        del fields["reasoning_effort"]
+        plan.dropped.append("reasoning_effort")
     is_thinking = _thinking(call, fields, body, model_traits, drop)
     _response_format(call, fields, plan, is_thinking, drop)
     _sampling(fields, body, model_traits, drop)
@@ -110,6 +113,17 @@ def build(provider: Provider, call: Call) -> RequestPlan:
         raise bad("'cache_control' must be an object.", "cache_control")
     body.update(fields)  # top_k and the deployment's own, which are Anthropic's already
     return plan
+
+
+def _resumes_unthinking(fields: Mapping[str, Any], turns: list[Block], model: ModelTraits) -> bool:
+    """True if thinking with a budget is asked for amid a tool loop whose calls came without (from another provider, or
+    from a client that cut the ids): Claude refuses that, so it thinks again from the next question on.
+    https://platform.claude.com/docs/en/build-with-claude/extended-thinking#toggling-thinking-modes-in-conversations"""
+    if fields.get("reasoning_effort") is None or fields.get("thinking") is not None or model.has_adaptive_thinking:
+        return False
+    if len(turns) < 2 or turns[-1]["content"][0]["type"] != "tool_result":
+        return False
+    return not turns[-2]["content"][0]["type"].endswith("thinking")
 
 
 def _choice(value: Any) -> dict[str, Any] | None:

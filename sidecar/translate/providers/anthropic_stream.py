@@ -13,8 +13,10 @@ import msgspec
 
 from sidecar.translate.framing import Event
 from sidecar.translate.provider import Call, StreamTranslator
+from sidecar.translate.providers.anthropic_content import pack_blocks
 from sidecar.translate.providers.anthropic_request import json_tool_name, original_names, uses_json_tool
 from sidecar.translate.providers.openai import wants_usage
+from sidecar.translate.signatures import pack
 
 if TYPE_CHECKING:
     from sidecar.translate.providers.anthropic import Anthropic
@@ -59,15 +61,19 @@ class _Block:
 
 class AnthropicStream(StreamTranslator):
     __slots__ = (
+        "_before",
         "_blocks",
         "_call",
+        "_cut",
         "_has_json_content",
         "_has_started",
+        "_has_thinking",
         "_head",
         "_held_text",
         "_json_tool",
         "_names",
         "_provider",
+        "_said",
         "_stop_reason",
         "_tool_count",
         "_wants_usage",
@@ -80,6 +86,9 @@ class AnthropicStream(StreamTranslator):
         self._blocks: dict[int, _Block] = {}
         self._json_tool = json_tool_name(call.payload) if uses_json_tool(call) else None
         self._has_json_content = False
+        self._before: list[Any] = []  # what stood before the next tool call
+        self._said = self._cut = 0  # characters of content, and where its last block ended
+        self._has_thinking = False
         self._held_text: list[str] = []
         self._names = original_names(call.payload)
         self._tool_count = 0
@@ -158,6 +167,8 @@ class AnthropicStream(StreamTranslator):
                 return self._thought(block, text)
         elif kind == "redacted_thinking":
             found = [{"type": kind, "data": start.get("data") or ""}]
+            self._before.append(found[0])
+            self._has_thinking = True
             self.content_started = True
             return self._chunk(_encode({"thinking_blocks": found}))
         elif kind == "tool_use":
@@ -171,9 +182,12 @@ class AnthropicStream(StreamTranslator):
             self._tool_count += 1
             self.content_started = True
             sent = str(start.get("name") or "")
+            tool_id = str(start.get("id") or f"call_{self._call.exchange_id}_{block.tool_index}")
+            if self._has_thinking and self._before:
+                tool_id, self._before = pack(tool_id, pack_blocks(self._before)), []
             call = {
                 "index": block.tool_index,
-                "id": str(start.get("id") or f"call_{self._call.exchange_id}_{block.tool_index}"),
+                "id": tool_id,
                 "type": "function",
                 "function": {"name": self._names.get(sent, sent), "arguments": ""},
             }
@@ -182,6 +196,7 @@ class AnthropicStream(StreamTranslator):
 
     def _text(self, text: str | None) -> bytes:
         if self._json_tool is None:
+            self._said += len(text or "")
             return self._content(text)
         # The answer is the tool's input, which text beside it would spoil; without that call the text is the answer.
         self._held_text.append(text or "")
@@ -232,7 +247,12 @@ class AnthropicStream(StreamTranslator):
             raise self.broken("ended a block it had not begun")
         if block.kind == "thinking":
             whole = {"type": "thinking", "thinking": "".join(block.text), "signature": block.signature}
+            self._before.append(whole)
+            self._has_thinking = True
             return self._chunk(_encode({"thinking_blocks": [whole]}))
+        if block.kind == "text" and self._said > self._cut:
+            self._cut = self._said
+            self._before.append(self._said)
         if block.has_arguments:
             return b""
         if block.kind == "tool_use":

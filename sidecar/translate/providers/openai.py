@@ -29,6 +29,7 @@ from sidecar.translate.provider import (
     unsupported_field,
 )
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
+from sidecar.translate.signatures import may_be_packed, strip_ids
 from sidecar.translate.usage import NOT_JSON, decode_chunk, has_content, usage_from_openai, usage_of
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -133,6 +134,8 @@ class OpenAIDialect(Provider, is_abstract=True):
                 dropped.append(name)
             else:
                 raise unsupported_field(self, name, self.unsupported[name])
+        if may_be_packed(call.raw) and (stripped := strip_ids(payload)) is not payload:
+            changes["messages"] = stripped["messages"]  # another provider's state in tool-call ids
         for name, renamed in self.renames.items():
             if payload.get(name) is not None:
                 changes[renamed] = payload[name]
