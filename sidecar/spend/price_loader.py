@@ -42,6 +42,9 @@ _CLASSES = {
 _PER_REQUEST = ("requests_kcount", "input_mchars", "input_text_messages_kcount", "output_citation_mtok")
 """Charged on every chat request, and not by the classes we count: such a model is unpriced rather than too cheap."""
 
+_AUDIO = "audio"
+"""In the name of models that speak; where the list has the price of their text alone, audio would be far too cheap."""
+
 _ATTO = Decimal("1e-12")
 _DATED = re.compile(r"^(.+?)[-@](20\d{6}|20\d\d-\d\d-\d\d|latest)$")
 _MAX_DATED = 1000
@@ -140,7 +143,7 @@ def _literals(rule: Any) -> Iterator[str]:
 
 def _price(model: ModelInfo, at: float | None) -> Price:
     rates = [r for r in map(_rate_card, _applicable(model, time.time() if at is None else at)) if r is not None]
-    if not rates:
+    if not rates or (_AUDIO in model.id and any(card.audio_output is None for card, _ in rates)):
         return UNPRICED
     if len(rates) == 1:
         return Price("priced", rates[0][0], rates[0][1])
