@@ -45,7 +45,7 @@ class Simulated:
 
 
 @dataclass(slots=True)
-class _Plan:
+class Plan:
     """What to answer, before it is put into a dialect."""
 
     model: str
@@ -137,12 +137,12 @@ def _first_tool(dialect: Dialect, request: dict[str, Any], is_asked: bool) -> tu
     return name, found[name]
 
 
-def _plan(dialect: Dialect, request: dict[str, Any], trigger: str) -> _Plan:
+def plan_answer(dialect: Dialect, request: dict[str, Any], trigger: str) -> Plan:
     messages = request.get("messages")
     messages = [item for item in messages if isinstance(item, dict)] if isinstance(messages, list) else []
     asked = [_texts(item.get("content")) for item in messages if item.get("role") == "user"]
     everything = " ".join([_texts(request.get("system")), *(_texts(item.get("content")) for item in messages)])
-    plan = _Plan(model=str(request.get("model")), words=[])
+    plan = Plan(model=str(request.get("model")), words=[])
     plan.input_tokens = max(1, len(everything.split()))
     last = messages[-1] if messages else {}
     content = last.get("content")
@@ -196,7 +196,7 @@ def simulate(dialect: Dialect, body: bytes) -> Simulated:
         if trigger.startswith(f"sim-{status}"):
             return _error(dialect, status, message)
     try:
-        plan = _plan(dialect, request, trigger)
+        plan = plan_answer(dialect, request, trigger)
     except RecursionError:
         return _error(dialect, 400, "The body is nested too deeply.")
     is_cut = trigger.startswith("sim-cut")
@@ -240,7 +240,7 @@ def _error_event(dialect: Dialect) -> bytes:
     return b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
 
 
-def _openai_usage(plan: _Plan) -> dict[str, Any]:
+def _openai_usage(plan: Plan) -> dict[str, Any]:
     return {
         "prompt_tokens": plan.input_tokens,
         "completion_tokens": plan.output_tokens,
@@ -250,16 +250,16 @@ def _openai_usage(plan: _Plan) -> dict[str, Any]:
     }
 
 
-def _openai_finish(plan: _Plan) -> str:
+def _openai_finish(plan: Plan) -> str:
     return "tool_calls" if plan.tool is not None else "length" if plan.is_capped else "stop"
 
 
-def _openai_call(plan: _Plan) -> dict[str, Any]:
+def _openai_call(plan: Plan) -> dict[str, Any]:
     arguments = _dump(plan.arguments).decode()
     return {"id": "call_sim_1", "type": "function", "function": {"name": plan.tool, "arguments": arguments}}
 
 
-def _openai_answer(plan: _Plan) -> dict[str, Any]:
+def _openai_answer(plan: Plan) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": plan.text or None, "refusal": None}
     if plan.thought:
         message["reasoning_content"] = plan.thought
@@ -277,7 +277,7 @@ def _openai_answer(plan: _Plan) -> dict[str, Any]:
     return answer
 
 
-def _openai_events(plan: _Plan, asks_usage: bool) -> Iterator[bytes]:
+def _openai_events(plan: Plan, asks_usage: bool) -> Iterator[bytes]:
     head: dict[str, Any] = {
         "id": "chatcmpl-sim",
         "object": "chat.completion.chunk",
@@ -308,7 +308,7 @@ def _openai_events(plan: _Plan, asks_usage: bool) -> Iterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-def _anthropic_usage(plan: _Plan) -> dict[str, Any]:
+def _anthropic_usage(plan: Plan) -> dict[str, Any]:
     if not plan.has_usage:
         return {}
     return {
@@ -321,11 +321,11 @@ def _anthropic_usage(plan: _Plan) -> dict[str, Any]:
     }
 
 
-def _anthropic_stop(plan: _Plan) -> str:
+def _anthropic_stop(plan: Plan) -> str:
     return "tool_use" if plan.tool is not None else "max_tokens" if plan.is_capped else "end_turn"
 
 
-def _anthropic_content(plan: _Plan) -> list[dict[str, Any]]:
+def _anthropic_content(plan: Plan) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
     if plan.thought:
         content.append({"type": "thinking", "thinking": plan.thought, "signature": SIGNATURE})
@@ -336,7 +336,7 @@ def _anthropic_content(plan: _Plan) -> list[dict[str, Any]]:
     return content
 
 
-def _anthropic_answer(plan: _Plan) -> dict[str, Any]:
+def _anthropic_answer(plan: Plan) -> dict[str, Any]:
     return {
         "id": "msg_sim",
         "type": "message",
@@ -349,7 +349,7 @@ def _anthropic_answer(plan: _Plan) -> dict[str, Any]:
     }
 
 
-def _anthropic_events(plan: _Plan) -> Iterator[bytes]:
+def _anthropic_events(plan: Plan) -> Iterator[bytes]:
     def event(name: str, **fields: Any) -> bytes:
         return b"event: " + name.encode() + b"\ndata: " + _dump({"type": name, **fields}) + b"\n\n"
 

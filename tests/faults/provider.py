@@ -1,4 +1,5 @@
-"""A provider that misbehaves on command, on real sockets, in OpenAI's and Anthropic's dialects.
+"""A provider that misbehaves on command, on real sockets, in OpenAI's, Anthropic's and every other dialect the tests
+know (`tests/translate/dialects`; found by the request's path).
 
 It logs every request's bytes and when and how its socket closed. A script says how the next requests are answered;
 without one, and after it, every answer is whole. It runs on the test's loop, or in a thread of its own (`in_thread`).
@@ -18,6 +19,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from sidecar.translate import UpstreamRequest
+from sidecar.translate.simulate import Plan
+from tests.translate.dialects import DIALECTS
+from tests.translate.dialects.base import Dialect
 
 WORDS = ("one", " two", " three", " four", " five")
 PROMPT_TOKENS, COMPLETION_TOKENS = 11, 5
@@ -152,6 +158,27 @@ def message_body(*, usage: bool) -> bytes:
     ).encode()  # fmt: skip
 
 
+def canned(*, usage: bool) -> Plan:
+    """The answer of every dialect without functions of its own above."""
+    plan = Plan(model="fault", words=list(WORDS), input_tokens=PROMPT_TOKENS, output_tokens=COMPLETION_TOKENS)
+    plan.has_usage = usage
+    return plan
+
+
+def stream_events(name: str, *, usage: bool) -> list[bytes]:
+    """What the provider of that name streams, the usage included if there is any."""
+    if name == "anthropic":
+        return message_events(usage=usage)
+    if name in DIALECTS:
+        return list(DIALECTS[name].events(canned(usage=usage), {"stream_options": {"include_usage": True}}))
+    return chat_events(usage=usage, forced_usage=True)
+
+
+def _dialect(seen: Seen) -> Dialect | None:
+    """`None`: OpenAI's or Anthropic's, which are written out above."""
+    return next((dialect for dialect in DIALECTS.values() if dialect.claims(seen.target)), None)
+
+
 class FaultProvider:
     """`base_url` ends before `/v1`. `script(...)` is used up in order of arrival."""
 
@@ -250,9 +277,17 @@ class FaultProvider:
         if fixed is not None:
             await self._whole(writer, fault.status, fixed, fault.headers, "text/html" if fault.kind == "html" else None)
             return ""
+        usage = fault.kind != "no_usage"
+        dialect = _dialect(seen)
+        if dialect is not None:
+            path, _, query = seen.target.partition("?")
+            asked = dialect.read(UpstreamRequest(path, seen.body, [], query))
+            if asked.get("stream"):
+                events = list(dialect.events(canned(usage=usage), asked))
+                return await self._stream(seen, fault, writer, events, dialect.stream_type)
+            return await self._pieces(fault, writer, dialect.answer(canned(usage=usage)))
         is_messages = "/messages" in seen.target
         payload = json.loads(seen.body)
-        usage = fault.kind != "no_usage"
         if payload.get("stream"):
             forced = bool((payload.get("stream_options") or {}).get("include_usage"))
             events = message_events(usage=usage) if is_messages else chat_events(usage=usage, forced_usage=forced)
@@ -273,8 +308,15 @@ class FaultProvider:
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         await writer.drain()
 
-    async def _stream(self, seen: Seen, fault: Fault, writer: asyncio.StreamWriter, events: list[bytes]) -> str:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+    async def _stream(
+        self,
+        seen: Seen,
+        fault: Fault,
+        writer: asyncio.StreamWriter,
+        events: list[bytes],
+        kind: bytes = b"text/event-stream",
+    ) -> str:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n" % kind)
         if fault.kind == "endless":
             for event in itertools.chain(events[:2], itertools.repeat(events[2])):
                 writer.write(b"%x\r\n%b\r\n" % (len(event), event))

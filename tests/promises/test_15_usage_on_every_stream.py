@@ -16,8 +16,10 @@ import pytest
 from sidecar.asgi import Receive, Scope, Send
 from sidecar.simulated import serve
 from sidecar.translate import PROVIDERS
-from tests.faults.provider import COMPLETION_TOKENS, PROMPT_TOKENS, WORDS, chat_events, message_events
+from tests.faults.provider import COMPLETION_TOKENS, PROMPT_TOKENS, WORDS, stream_events
 from tests.promises.support import PROVIDER_KEY, Running, body, served
+from tests.translate.dialects import OPENAI, dialect_of
+from tests.translate.dialects.base import Dialect
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +35,7 @@ class Scripted:
     """A provider that answers every stream with exactly these events and notes what it was asked."""
 
     def __init__(self) -> None:
+        self.dialect: Dialect = OPENAI
         self.events: list[bytes] = []
         self.asked: list[dict[str, Any]] = []
 
@@ -45,7 +48,7 @@ class Scripted:
             if not message.get("more_body", False):
                 break
         self.asked.append(json.loads(content))
-        head = [(b"content-type", b"text/event-stream")]
+        head = [(b"content-type", self.dialect.stream_type)]
         await send({"type": "http.response.start", "status": 200, "headers": head})
         for event in self.events:
             await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -63,10 +66,11 @@ async def scripted(anyio_backend: str) -> AsyncIterator[tuple[Scripted, str]]:
 async def every(scripted: tuple[Scripted, str], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
     """A gateway with one model per registered provider, all at the scripted one."""
     deployment = {"api_key": PROVIDER_KEY, "base_url": scripted[1], "price": {"input": 1, "output": 2}}
+    deployment["max_output_tokens"] = 64
     models = [
         {
             "name": name,
-            "deployments": [{"provider": name, "model": f"{name}-1", "max_output_tokens": 64, **deployment}],
+            "deployments": [{"provider": name, "model": f"{name}-1", **deployment, **dialect_of(name).options}],
         }
         for name in PROVIDERS
     ]
@@ -77,6 +81,7 @@ async def every(scripted: tuple[Scripted, str], tmp_path_factory: pytest.TempPat
 @pytest.fixture
 def provider(scripted: tuple[Scripted, str]) -> Scripted:
     scripted[0].asked.clear()
+    scripted[0].dialect = OPENAI
     return scripted[0]
 
 
@@ -192,7 +197,7 @@ def shown(answer: httpx2.Response) -> list[Any]:
 async def test_a_translated_stream_has_a_usage_chunk_exactly_if_it_was_asked_for(
     every: Running, provider: Scripted, name: str
 ) -> None:
-    provider.events = message_events(usage=True)
+    provider.dialect, provider.events = dialect_of(name), stream_events(name, usage=True)
     key = await every.mint()
     plain = shown(await every.chat(key, body(name, stream=True)))
     await check_row(every, key)
@@ -207,12 +212,11 @@ async def test_a_translated_stream_has_a_usage_chunk_exactly_if_it_was_asked_for
 
 
 @pytest.mark.parametrize("options", [{}, ASKED], ids=["unasked", "asked"])
-@pytest.mark.parametrize("name", ["openai", "vllm", "anthropic"])
+@pytest.mark.parametrize("name", ["openai", "vllm", *OTHERS])
 async def test_where_the_provider_tells_no_usage_the_row_is_labelled_and_the_client_is_told_none(
     every: Running, provider: Scripted, name: str, options: dict[str, Any]
 ) -> None:
-    is_same = PROVIDERS[name].is_same_dialect
-    provider.events = chat_events(usage=False, forced_usage=True) if is_same else message_events(usage=False)
+    provider.dialect, provider.events = dialect_of(name), stream_events(name, usage=False)
     key = await every.mint(max_budget=1)
     answer = await every.chat(key, body(name, stream=True, **options))
     assert answer.text.endswith("data: [DONE]\n\n")
@@ -224,12 +228,11 @@ async def test_where_the_provider_tells_no_usage_the_row_is_labelled_and_the_cli
     assert row["spend"] == await every.spend(key)
 
 
-@pytest.mark.parametrize("name", ["openai", "anthropic"])
+@pytest.mark.parametrize("name", ["openai", *OTHERS])
 async def test_the_stock_sdk_sees_usage_if_it_asks_and_a_plain_stream_if_not(
     every: Running, provider: Scripted, name: str
 ) -> None:
-    is_same = PROVIDERS[name].is_same_dialect
-    provider.events = SHAPES["a chunk of its own"] if is_same else message_events(usage=True)
+    provider.dialect, provider.events = dialect_of(name), stream_events(name, usage=True)
     key = await every.mint()
     messages: Any = [{"role": "user", "content": "hi"}]
     async with openai.AsyncOpenAI(base_url=f"{every.url}/v1", api_key=key, max_retries=0) as client:

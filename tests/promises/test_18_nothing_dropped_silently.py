@@ -14,6 +14,7 @@ from sidecar.translate import PROVIDERS
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS
 from tests.faults.provider import FaultProvider
 from tests.promises.support import PROVIDER_KEY, Running, served
+from tests.translate.dialects import dialect_of
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +80,7 @@ TELLS_UNASKED = {name for name, provider in PROVIDERS.items() if not getattr(pro
 
 def model_of(name: str) -> str:
     """One that thinks, so that effort means something."""
-    return "claude-opus-4-5" if name == "anthropic" else f"{name}-1"
+    return f"{name}-1" if PROVIDERS[name].is_same_dialect else dialect_of(name).model
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,8 @@ async def every(provider_of_file: FaultProvider, tmp_path_factory: pytest.TempPa
             "deployments": [
                 {
                     "provider": name, "model": model_of(name), "api_key": PROVIDER_KEY, "drop_params": drops,
-                    "base_url": f"{url}/v1" if provider.is_same_dialect else url, "price": {"input": 1, "output": 2},
+                    "base_url": url + dialect_of(provider).base_path, "price": {"input": 1, "output": 2},
+                    **dialect_of(provider).options,
                 }
             ],
         }
@@ -121,11 +123,13 @@ def is_named(param: str, field: str) -> bool:
 
 
 async def sent(gateway: Running, faults: FaultProvider, key: str, payload: dict[str, Any]) -> tuple[Any, Any]:
-    """(answer, what the provider got or None)"""
+    """(answer, what the provider got or None; its path under "")"""
     faults.requests.clear()
     answer = await gateway.chat(key, payload)
     assert len(faults.requests) == (answer.status_code == 200), answer.text
-    return answer, faults.requests[0].json() if faults.requests else None
+    if not faults.requests:
+        return answer, None
+    return answer, {"": faults.requests[0].target, **faults.requests[0].json()}
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -150,7 +154,7 @@ async def test_each_field_reaches_the_provider_or_is_refused_by_name(
                 continue
             outcomes["reached"].append(field)
             if field == "model":
-                assert got["model"] == model_of(name)
+                assert got["model"] == model_of(name) if "model" in got else model_of(name) in got[""]
             elif field == "stream_options":
                 # What it asks for shows in the answer; the provider is asked anyway, or tells without being asked.
                 assert name in TELLS_UNASKED or '"prompt_tokens":11' in answer.text.replace(" ", ""), label

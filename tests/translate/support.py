@@ -12,6 +12,7 @@ import pydantic
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from sidecar.translate import PROVIDERS, Call, Head, Provider, StreamTranslator
+from tests.translate.dialects import dialect_of
 
 USER = [{"role": "user", "content": "hi"}]
 WEATHER = {
@@ -38,10 +39,18 @@ def make_call(payload: dict[str, Any] | None = None, model: str = "claude-sonnet
     )
 
 
+def call_to(provider: Provider, payload: dict[str, Any] | None = None, **options: Any) -> Call:
+    """A call with what a deployment of this provider has to give, and a model that takes every field it maps."""
+    dialect = dialect_of(provider)
+    options.setdefault("options", dialect.options)
+    options.setdefault("model", dialect.model)
+    return make_call(payload, **options)
+
+
 def sent(provider: str | Provider, payload: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     """The JSON a provider would get for this request."""
     found = PROVIDERS[provider] if isinstance(provider, str) else provider
-    body: dict[str, Any] = json.loads(found.request(make_call(payload, **options)).body)
+    body: dict[str, Any] = json.loads(found.request(call_to(found, payload, **options)).body)
     return body
 
 

@@ -10,8 +10,8 @@ import pytest
 from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
 from sidecar.translate import PROVIDERS, Head, get_provider
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS, SMUGGLING_FIELDS, Provider, StreamTranslator, check_provider
-from sidecar.translate.simulate import Dialect, simulate
-from tests.translate.support import OK, USER, WEATHER, events, fold, make_call, run, unfold
+from tests.translate.dialects import DIALECTS, dialect_of
+from tests.translate.support import OK, USER, WEATHER, call_to, events, fold, run, unfold
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "text": ("sim-echo", {}),
@@ -80,25 +80,23 @@ MATRIX = [
     for case in CASES
     if (name, case) not in DECLINED
 ]
-CLOSELY_CUT = {"openai", "anthropic", "mistral"}
+CLOSELY_CUT = {"openai", "mistral", *DIALECTS}
 
 
-def dialect(provider: Provider) -> Dialect:
-    return "openai" if provider.is_same_dialect else "anthropic"
-
-
-def exchange(provider: Provider, case: str, is_stream: bool, asks_usage: bool = False) -> tuple[Any, bytes]:
-    """(call, upstream's answer): what the provider would send went through the simulator."""
+def exchange(provider: Provider, case: str, is_stream: bool, asks_usage: bool = False) -> tuple[Any, list[bytes]]:
+    """(call, upstream's answer in pieces): what the provider would send went through its dialect's simulator."""
     model, extra = CASES[case]
     payload = dict(extra)
     if is_stream:
         payload["stream"] = True
         if asks_usage:
             payload["stream_options"] = {"include_usage": True}
-    call = make_call(payload, model=model)
-    answer = simulate(dialect(provider), provider.request(call).body)
-    assert answer.status == 200
-    return call, b"".join(piece for _, piece in answer.pieces)
+    call = call_to(provider, payload, model=model)
+    return call, dialect_of(provider).pieces(provider.request(call))
+
+
+def head_of(provider: Provider) -> Head:
+    return dialect_of(provider).stream_head
 
 
 @pytest.mark.parametrize(("provider", "case"), MATRIX)
@@ -106,7 +104,7 @@ def test_the_same_request_twice_gives_the_same_bytes_and_leaves_the_payload_alon
     provider: Provider, case: str
 ) -> None:
     model, extra = CASES[case]
-    call = make_call(dict(extra), model=model)
+    call = call_to(provider, dict(extra), model=model)
     before = json.dumps(call.payload)
     assert provider.request(call) == provider.request(call)
     assert json.dumps(call.payload) == before
@@ -114,11 +112,11 @@ def test_the_same_request_twice_gives_the_same_bytes_and_leaves_the_payload_alon
 
 @pytest.mark.parametrize(("provider", "case"), MATRIX)
 def test_the_folded_stream_equals_the_unstreamed_answer(provider: Provider, case: str) -> None:
-    call, body = exchange(provider, case, is_stream=False)
-    reply = provider.response(call, OK, body)
-    call, stream = exchange(provider, case, is_stream=True, asks_usage=True)
-    translator = provider.stream(call, OK)
-    folded = fold(run(translator, stream))
+    call, pieces = exchange(provider, case, is_stream=False)
+    reply = provider.response(call, OK, b"".join(pieces))
+    call, pieces = exchange(provider, case, is_stream=True, asks_usage=True)
+    translator = provider.stream(call, head_of(provider))
+    folded = fold(run(translator, *pieces))
     plain = unfold(reply.body)
     if not provider.forces_usage if provider.is_same_dialect else False:  # type: ignore[attr-defined]
         folded["usage"] = plain["usage"]  # the vendor streams usage without being asked; the simulator does not
@@ -137,24 +135,25 @@ def test_the_folded_stream_equals_the_unstreamed_answer(provider: Provider, case
 
 @pytest.mark.parametrize(("provider", "case"), MATRIX)
 def test_a_stream_cut_at_every_byte_gives_the_same_output(provider: Provider, case: str) -> None:
-    call, stream = exchange(provider, case, is_stream=True)
-    whole = run(provider.stream(call, OK), stream)
-    single = provider.stream(call, OK)
+    call, pieces = exchange(provider, case, is_stream=True)
+    stream = b"".join(pieces)
+    whole = run(provider.stream(call, head_of(provider)), stream)
+    single = provider.stream(call, head_of(provider))
     assert run(single, *(stream[at : at + 1] for at in range(len(stream)))) == whole
     step = 1 if provider.name in CLOSELY_CUT and case in ("text", "tool call", "thinking") else 97
     for at in range(0, len(stream), step):
-        translator = provider.stream(call, OK)
+        translator = provider.stream(call, head_of(provider))
         assert run(translator, stream[:at], stream[at:]) == whole
         assert translator.usage == single.usage
 
 
 @pytest.mark.parametrize(("provider", "case"), MATRIX)
 def test_a_truncated_stream_raises_and_never_ends_in_done(provider: Provider, case: str) -> None:
-    call, stream = exchange(provider, case, is_stream=True)
-    end = stream.rindex(b"[DONE]" if provider.is_same_dialect else b'{"type":"message_stop"}')
+    call, pieces = exchange(provider, case, is_stream=True)
+    stream, end = b"".join(pieces), dialect_of(provider).end_of(pieces)
     step = 1 if provider.name in CLOSELY_CUT and case == "text" else 41
     for at in [*range(0, end, step), end]:
-        translator = provider.stream(call, OK)
+        translator = provider.stream(call, head_of(provider))
         out = translator.feed(stream[:at])
         with pytest.raises(UpstreamBrokenError):
             translator.end()
@@ -168,26 +167,26 @@ def test_a_truncated_stream_raises_and_never_ends_in_done(provider: Provider, ca
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_usage_is_obtained_and_hidden_from_a_client_who_did_not_ask(provider: Provider) -> None:
     if provider.is_same_dialect and not provider.forces_usage:  # type: ignore[attr-defined]
-        assert "stream_options" not in json.loads(provider.request(make_call({"stream": True})).body)
+        assert "stream_options" not in json.loads(provider.request(call_to(provider, {"stream": True})).body)
         return
-    call, stream = exchange(provider, "text", is_stream=True)
-    translator = provider.stream(call, OK)
-    assert not any(chunk.get("usage") for chunk in events(run(translator, stream)) if chunk != "[DONE]")
+    call, pieces = exchange(provider, "text", is_stream=True)
+    translator = provider.stream(call, head_of(provider))
+    assert not any(chunk.get("usage") for chunk in events(run(translator, *pieces)) if chunk != "[DONE]")
     assert translator.usage.is_known
-    call, stream = exchange(provider, "text", is_stream=True, asks_usage=True)
-    chunks = list(events(run(provider.stream(call, OK), stream)))
+    call, pieces = exchange(provider, "text", is_stream=True, asks_usage=True)
+    chunks = list(events(run(provider.stream(call, head_of(provider)), *pieces)))
     assert chunks[-2]["choices"] == []
     assert chunks[-2]["usage"]["total_tokens"] > 0
 
 
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_content_starts_with_the_first_content_and_not_with_the_role(provider: Provider) -> None:
-    call, stream = exchange(provider, "text", is_stream=True)
-    translator = provider.stream(call, OK)
-    before = stream.index(b'"echo')
-    translator.feed(stream[: stream.rindex(b"\n\n", 0, before) + 2])
+    call, pieces = exchange(provider, "text", is_stream=True)
+    translator = provider.stream(call, head_of(provider))
+    first = next(at for at, piece in enumerate(pieces) if b"echo:" in piece)
+    translator.feed(b"".join(pieces[:first]))
     assert not translator.content_started
-    translator.feed(stream[stream.rindex(b"\n\n", 0, before) + 2 :])
+    translator.feed(pieces[first])
     assert translator.content_started
 
 
@@ -211,7 +210,7 @@ BODIES = {
 @pytest.mark.parametrize("status", [302, 400, 401, 429, 500, 503, 529, 599])
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_any_error_body_gives_a_valid_openai_error(provider: Provider, status: int, body: bytes) -> None:
-    error = provider.error(make_call(), Head(status), body)
+    error = provider.error(call_to(provider), Head(status), body)
     assert isinstance(error, ProviderError)
     assert 400 <= error.status < 600
     parsed = json.loads(error.body_bytes())["error"]
@@ -226,8 +225,8 @@ def test_any_error_body_gives_a_valid_openai_error(provider: Provider, status: i
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_a_success_that_is_none_is_an_upstream_error(provider: Provider, body: bytes) -> None:
     with pytest.raises((UpstreamBrokenError, ProviderError)):
-        provider.response(make_call(), OK, body)
-    translator = provider.stream(make_call({"stream": True}), OK)
+        provider.response(call_to(provider), OK, body)
+    translator = provider.stream(call_to(provider, {"stream": True}), head_of(provider))
     with pytest.raises((UpstreamBrokenError, ProviderError)):
         run(translator, body)
 
@@ -235,18 +234,18 @@ def test_a_success_that_is_none_is_an_upstream_error(provider: Provider, body: b
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_a_stream_that_ends_properly_but_says_nothing_is_broken(provider: Provider) -> None:
     """Promise 5."""
-    for body in (b"data: [DONE]\n\n", b'event: message_stop\ndata: {"type":"message_stop"}\n\n', b": ping\n\n"):
+    for body in dialect_of(provider).empty_streams:
         with pytest.raises(UpstreamBrokenError):
-            run(provider.stream(make_call({"stream": True}), OK), body)
+            run(provider.stream(call_to(provider, {"stream": True}), head_of(provider)), body)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_an_error_event_in_a_stream_is_raised_after_the_content_before_it(provider: Provider) -> None:
-    call = make_call({"stream": True}, model="sim-error")
-    stream = b"".join(piece for _, piece in simulate(dialect(provider), provider.request(call).body).pieces)
+    call = call_to(provider, {"stream": True}, model="sim-error")
+    stream = b"".join(dialect_of(provider).pieces(provider.request(call)))
     outputs = []
     for pieces in ([stream], [stream[at : at + 1] for at in range(len(stream))]):
-        translator: StreamTranslator = provider.stream(call, OK)
+        translator: StreamTranslator = provider.stream(call, head_of(provider))
         collected: list[bytes] = []
 
         def drive(translator: StreamTranslator = translator, pieces: list[bytes] = pieces) -> None:
@@ -322,32 +321,32 @@ def test_every_openai_field_is_sent_or_refused_by_name_and_dropped_only_by_polic
 ) -> None:
     """Promise 18."""
     payload = {field: FIELD_VALUES[field]}
-    without = json.loads(provider.request(make_call()).body)
+    without = provider.request(call_to(provider))
     if field in provider.unsupported:
         with pytest.raises(BadRequestError) as caught:
-            provider.request(make_call(payload))
+            provider.request(call_to(provider, payload))
         assert caught.value.param == field
         assert provider.name in caught.value.message
-        request = provider.request(make_call(payload, drop_params=True))
+        request = provider.request(call_to(provider, payload, drop_params=True))
         assert request.dropped == (field,)
-        assert json.loads(request.body) == without
+        assert request.body == without.body
     else:
-        request = provider.request(make_call(payload))
+        request = provider.request(call_to(provider, payload))
         assert request.dropped == ()
         if field not in ("model", "messages", "stream", "stream_options", "parallel_tool_calls", "tool_choice"):
-            assert json.loads(request.body) != without
+            assert request != without
 
 
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_an_unknown_field_is_passed_in_the_same_dialect_and_refused_elsewhere(provider: Provider) -> None:
     payload = {"frobnicate": {"a": [1, 2]}}
     if provider.passes_unknown:
-        assert json.loads(provider.request(make_call(payload)).body)["frobnicate"] == {"a": [1, 2]}
+        assert json.loads(provider.request(call_to(provider, payload)).body)["frobnicate"] == {"a": [1, 2]}
         return
     with pytest.raises(BadRequestError) as caught:
-        provider.request(make_call(payload))
+        provider.request(call_to(provider, payload))
     assert caught.value.param == "frobnicate"
-    assert provider.request(make_call(payload, drop_params=True)).dropped == ("frobnicate",)
+    assert provider.request(call_to(provider, payload, drop_params=True)).dropped == ("frobnicate",)
 
 
 @pytest.mark.parametrize("field", sorted(SMUGGLING_FIELDS))
@@ -356,7 +355,7 @@ def test_a_request_cannot_choose_destination_or_credential(provider: Provider, f
     """Promise 10. Not even the drop policy lets such a field through unnoticed."""
     for drop_params in (False, True):
         with pytest.raises(BadRequestError) as caught:
-            provider.request(make_call({field: "https://evil.example"}, drop_params=drop_params))
+            provider.request(call_to(provider, {field: "https://evil.example"}, drop_params=drop_params))
         assert caught.value.param == field
         assert caught.value.code == "forbidden_parameter"
 
@@ -365,7 +364,7 @@ def test_a_request_cannot_choose_destination_or_credential(provider: Provider, f
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
 def test_no_field_at_any_depth_reaches_the_path_or_the_headers(provider: Provider, field: str) -> None:
     tool = {**WEATHER, "function": {**WEATHER["function"], "parameters": {"type": "object", "properties": {field: {}}}}}
-    plain, smuggled = (provider.request(make_call(payload)) for payload in ({}, {"tools": [tool]}))
+    plain, smuggled = (provider.request(call_to(provider, payload)) for payload in ({}, {"tools": [tool]}))
     assert (smuggled.path, smuggled.query, smuggled.headers) == (plain.path, plain.query, plain.headers)
 
 
@@ -381,6 +380,13 @@ def test_the_provider_contract_is_checked_when_a_class_is_made() -> None:
         type("Torn", (Provider,), {"name": "torn", "params": {"n": ""}, "unsupported": {"n": ""}, **functions})
     for provider in PROVIDERS.values():
         check_provider(provider)
+
+
+def test_every_provider_has_a_dialect_and_every_dialect_a_provider() -> None:
+    assert DIALECTS.keys() == {name for name, provider in PROVIDERS.items() if not provider.is_same_dialect}
+    for provider in PROVIDERS.values():
+        given = dialect_of(provider).options.keys()
+        assert {*provider.needs_options} <= given <= {*provider.needs_options, *provider.takes_options}
 
 
 def test_a_provider_is_found_by_name() -> None:

@@ -13,22 +13,14 @@ from hypothesis import strategies as st
 from sidecar.errors import SidecarError
 from sidecar.translate import Call, Head, get_provider
 from sidecar.translate.simulate import simulate
-from tests.translate.support import OK, make_call, run
+from tests.translate.dialects import DIALECTS, OPENAI, dialect_of
+from tests.translate.support import OK, call_to, make_call, run
 
-PROVIDERS = ["openai", "anthropic", "mistral"]
+PROVIDERS = ["openai", "mistral", *DIALECTS]
 SCRAPS = st.sampled_from(
     [
         b"data: ", b"event: error\n", b"\n\n", b"\r", b"{", b"}", b"[DONE]", b'"usage":', b'"choices":[', b"null",
-        b'data: {"type":"message_start","message":{"usage":{"input_tokens":1}}}\n\n',
-        b'data: {"type":"message_start","message":[]}\n\n',
-        b'data: {"type":"content_block_start","index":0,"content_block":{"type":"tool_use"}}\n\n',
-        b'data: {"type":"content_block_start","index":0,"content_block":{"type":"thinking","signature":3}}\n\n',
-        b'data: {"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"{"}}\n\n',
-        b'data: {"type":"content_block_delta","index":0,"delta":{"type":"signature_delta","signature":"x"}}\n\n',
-        b'data: {"type":"content_block_stop","index":0}\n\n',
-        b'data: {"type":"message_delta","delta":{"stop_reason":"x"}}\n\n',
-        b'data: {"type":"message_stop"}\n\n', b'data: {"error":[]}\n\n', b'data: {"choices":3,"usage":[]}\n\n',
-        b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n',
+        *OPENAI.scraps, *(scrap for dialect in DIALECTS.values() for scrap in dialect.scraps),
     ]
 )  # fmt: skip
 JSONS = st.recursive(
@@ -46,7 +38,7 @@ def test_random_streams(name: str, pieces: list[bytes]) -> None:
     for payload in ({"stream": True}, {"stream": True, "response_format": {"type": "json_object"}}):
         outcomes = []
         for cut in (pieces, [b"".join(pieces)]):
-            translator = provider.stream(make_call(payload), OK)
+            translator = provider.stream(call_to(provider, payload), dialect_of(provider).stream_head)
             try:
                 outcomes.append((True, run(translator, *cut)))
             except SidecarError:
@@ -60,8 +52,8 @@ def test_random_streams(name: str, pieces: list[bytes]) -> None:
 def test_random_answers_and_errors(name: str, body: bytes, status: int) -> None:
     provider = get_provider(name)
     with contextlib.suppress(SidecarError):
-        provider.response(make_call(), OK, body)
-    json.loads(provider.error(make_call(), Head(status), body).body_bytes())
+        provider.response(call_to(provider), OK, body)
+    json.loads(provider.error(call_to(provider), Head(status), body).body_bytes())
 
 
 @pytest.mark.parametrize(
@@ -109,7 +101,15 @@ FIELDS += ["max_tokens", "temperature", "stream_options", "parallel_tool_calls",
 def test_random_requests(name: str, messages: Any, fields: dict[str, Any], drop_params: bool, is_stream: bool) -> None:
     payload = {"model": "m", "messages": messages, **fields}
     raw = json.dumps(payload).encode()
-    call = Call(payload=payload, raw=raw, model="claude-sonnet-4-5", is_stream=is_stream, drop_params=drop_params)
+    dialect = dialect_of(name)
+    call = Call(
+        payload=payload,
+        raw=raw,
+        model=dialect.model,
+        is_stream=is_stream,
+        drop_params=drop_params,
+        options=dialect.options,
+    )
     with contextlib.suppress(SidecarError):
         get_provider(name).request(call)
 

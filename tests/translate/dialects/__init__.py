@@ -1,0 +1,27 @@
+"""The vendors' side of the wire: for each dialect what a request must look like and how it is answered.
+
+A provider that speaks neither OpenAI's nor Anthropic's dialect gets a module here and a line in `DIALECTS`; the
+conformance suite, the fuzzer, the fault provider and the promises then find it by the provider's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sidecar.translate import PROVIDERS, Provider
+from tests.translate.dialects.anthropic import AnthropicMessages
+from tests.translate.dialects.base import Dialect
+from tests.translate.dialects.openai import OpenAIChat
+
+OPENAI = OpenAIChat()
+DIALECTS: Mapping[str, Dialect] = {
+    "anthropic": AnthropicMessages(),
+}
+"""Of the providers that do not speak OpenAI's dialect, by name."""
+
+
+def dialect_of(provider: Provider | str) -> Dialect:
+    found = PROVIDERS[provider] if isinstance(provider, str) else provider
+    if found.name not in DIALECTS and found.is_same_dialect:
+        return OPENAI
+    return DIALECTS[found.name]
