@@ -16,6 +16,7 @@ import typer
 from sidecar.cli_import import imports
 from sidecar.cli_keys import keys
 from sidecar.cli_spend import spend
+from sidecar.cli_tree import add_audit, groups
 
 if TYPE_CHECKING:
     from sidecar.config import Config
@@ -31,13 +32,16 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the configuration.")
 app.add_typer(keys, name="keys")
+for group_name, group in groups().items():
+    app.add_typer(group, name=group_name)
+add_audit(app)
 app.add_typer(config_app, name="config")
 app.add_typer(imports, name="import")
+app.add_typer(spend, name="spend")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="sidecar.yaml (else SIDECAR_CONFIG)")]
 
 
-app.add_typer(spend, name="spend")
 def fail(message: str, code: int = 1) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(code)

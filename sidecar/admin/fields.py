@@ -100,8 +100,8 @@ def _iso(text: str) -> float:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
-_KEY = {"type": "string", "pattern": r"^([0-9a-f]{64}|sk-[A-Za-z0-9_-]{16,128})$"}
-_SPENDER = {"type": "string", "pattern": r"^([0-9a-f]{64}|sk-[A-Za-z0-9_-]{16,128}|master)$"}
+_KEY = {"type": "string", "pattern": r"^([0-9a-f]{64}|sk-[A-Za-z0-9_-]{4,128})$"}
+_SPENDER = {"type": "string", "pattern": r"^([0-9a-f]{64}|sk-[A-Za-z0-9_-]{4,128}|master)$"}
 _USD = {
     "anyOf": [
         {"type": "number", "minimum": 0, "maximum": MAX_BUDGET_USD},

@@ -57,6 +57,4 @@ async def import_database(
         await database.aclose()
     as_of = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
     book.notes.append(f"spend was carried over into {_place(target_url)} as of {as_of}")
-    if found.keys:
-        book.notes.append("keys of fewer than 16 characters after sk- are refused here; a hash does not tell which are")
     return book
