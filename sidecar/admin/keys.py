@@ -16,7 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sidecar.admin.access import Reach, denied, refuse_fields
 from sidecar.admin.endpoint import Call
-from sidecar.admin.policy import beyond, check_whole, exceeds, inherited, policy_changes, shown_at, shown_policy
+from sidecar.admin.policy import (
+    EVERY_BOUND,
+    beyond,
+    check_whole,
+    exceeds,
+    inherited,
+    policy_changes,
+    shown_at,
+    shown_policy,
+)
 from sidecar.admin.requests import (
     DeleteKeys,
     GenerateKey,
@@ -234,8 +243,9 @@ class KeyAdmin:
                 updated_at=now,
                 **_changes(named, now, row),
             )
-            if not reach.changes_all and "duration" in named:
+            if not reach.changes_all:
                 _refuse_outliving(reach, after)
+                _refuse_wider(reach, row)
             if body.grace_period is None:
                 return after, None
             until = now + parse_duration(body.grace_period)
@@ -322,6 +332,20 @@ def _refuse_outliving(reach: Reach, row: KeyRow) -> None:
     until = reach.identity.expires_at if _is_virtual(reach) else None
     if until is not None and (row.expires_at is None or row.expires_at > until):
         raise denied("duration", "the key you call with expires before")
+
+
+def _refuse_wider(reach: Reach, row: KeyRow) -> None:
+    """Who calls with a narrow key does not learn the secret of a wide one, though it may be the same user's."""
+    caller = reach.identity
+    if row.spends_as == caller.key_hash:
+        return
+    field = beyond(row, EVERY_BOUND, caller)
+    if field is None and not set(caller.tags) <= set(row.tags):
+        field = "tags"
+    if field is None and caller.team_id is not None and row.team_id is None:
+        field = "team_id"
+    if field is not None:
+        raise denied("key", f"the key you call with has less ({field})")
 
 
 def _unknown() -> NotFoundError:

@@ -25,6 +25,7 @@ _MONEY = {
 _BY_MODEL = {"model_rpm_limit": "rpm", "model_tpm_limit": "tpm", "model_max_parallel_requests": "concurrency"}
 _LIMITS = {"rpm_limit": "rpm", "tpm_limit": "tpm", "max_parallel_requests": "concurrency"}
 MONEY_FIELDS = frozenset({"max_budget", "budget_limits", "temp_budget_increase", "budget_duration"})
+EVERY_BOUND = frozenset({"models", "max_budget", *_LIMITS, *_BY_MODEL})
 _EMPTY: Mapping[str, Any] = {"models": (), "metadata": {}, "blocked": False, "tags": ()}
 
 
@@ -131,14 +132,12 @@ def beyond(asked: Policy, named: Set[str], caller: Identity) -> str | None:
             cap = getattr(limits, attribute)
             if cap is not None and (getattr(by_model.get(model, Limits()), attribute) or cap + 1) > cap:
                 return field
-    if named & MONEY_FIELDS:
-        budgets = asked.budgets()
-        for budget in caller.budgets:
-            if not any(
-                one.duration in (None, budget.duration) and one.max_nano + one.extra_nano <= budget.max_nano
-                for one in budgets
-            ):
-                return min(named & MONEY_FIELDS)
+    for budget in caller.budgets if named & MONEY_FIELDS else ():
+        cap = budget.max_nano + budget.extra_nano
+        if not any(
+            one.duration in (None, budget.duration) and one.max_nano + one.extra_nano <= cap for one in asked.budgets()
+        ):
+            return min(named & MONEY_FIELDS)
     return None
 
 

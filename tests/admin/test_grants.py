@@ -200,6 +200,37 @@ async def test_a_key_cannot_widen_itself(api: Api, asked: dict[str, Any]) -> Non
     assert (await world.get("master", "/key/info", key=made["token"])).json() == before
 
 
+async def test_a_narrow_key_does_not_learn_the_secret_of_a_wide_one(api: Api) -> None:
+    world = await World(api).build()
+    wide = await world.make("wide", user_id="ivan", team_id="t", models=["gpt"], max_budget=100, tags=["red"])
+    in_no_team = await world.make("in no team", user_id="ivan", models=["gpt"], max_budget=1, rpm_limit=1, tags=["red"])
+    narrower = await world.make("narrower", user_id="ivan", team_id="t", tags=["red"], models=["gpt"], max_budget=1)
+    free = hash_key(world.keys["ivan"])
+    for param, other, fields in (
+        ("key", free, {"models": ["gpt"]}),
+        ("key", wide["token"], {"max_budget": 5}),
+        ("key", wide["token"], {"rpm_limit": 1}),
+        ("key", wide["token"], {"tags": ["blue"]}),
+        ("duration", wide["token"], {"duration": "1d"}),
+    ):
+        own = await world.make(str(fields), user_id="ivan", team_id="t", **fields)
+        assert await world.refused(str(fields), "/key/regenerate", 403, param, key=other) == "field_not_allowed"
+        await world.ok(str(fields), "/key/regenerate", key=own["token"])
+    await world.make("five", user_id="ivan", team_id="t", max_budget=5)
+    assert await world.refused("five", "/key/regenerate", 403, "key", key=in_no_team["token"]) == "field_not_allowed"
+    await world.ok("five", "/key/regenerate", key=narrower["token"])
+
+
+async def test_a_key_regenerates_itself_whatever_it_has(api: Api) -> None:
+    world = await World(api).build()
+    await api.done("/budget/new", budget_id="b", max_budget=3, rpm_limit=2)
+    await world.make("self", user_id="ivan", team_id="t", budget_id="b", **NARROW | {"temp_budget_increase": 1,
+                     "temp_budget_expiry": "2030-01-01"})  # fmt: skip
+    api.minted.clear()
+    new = await world.ok("self", "/key/regenerate", key=world.keys["self"], grace_period="1h")
+    assert (await api.keys.lookup(new["key"])).budgets == (await api.keys.lookup(world.keys["self"])).budgets
+
+
 async def test_more_than_stands_above_is_refused_and_named(api: Api) -> None:
     world = await World(api).build()
     await api.done("/user/update", user_id="ivan", models=["gpt", "claude/*"], max_budget=10, rpm_limit=100)
