@@ -76,7 +76,8 @@ class Store:
         """Raises `UnavailableError`."""
         with self._translated():
             async with self.database.engine.connect() as connection:
-                yield connection
+                # Each statement stands alone: no BEGIN before and no ROLLBACK after it on the wire.
+                yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def write(self, conflict: ConflictError | None = None) -> AsyncIterator[AsyncConnection]:

@@ -31,7 +31,7 @@ def test_every_code_and_algorithm_is_documented() -> None:
 
 
 def test_the_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    (example,) = re.findall(r"```python[^\n]*\n(.*?)```", DOCS, re.DOTALL)
     names: dict[str, object] = {}
     exec(example, names)
     assert [one.name for one in names["issuers"].status()] == ["corp", "kubernetes"]  # type: ignore[attr-defined]
