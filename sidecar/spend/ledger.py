@@ -27,6 +27,7 @@ from sidecar.spend.writing import translated
 from sidecar.types import SpendRecord
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from sidecar.db import Database
@@ -37,13 +38,13 @@ MAX_PAGE = 1000
 _INPUT = ("input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input")
 _OUTPUT = ("output", "reasoning", "audio_output", "image_output")
 _BY = {
-    "key_hash": "key_hash", "key_alias": "key_alias", "user_id": "user_id", "team_id": "team_id",
-    "organization_id": "organization_id", "end_user_id": "end_user_id", "group": "model_group", "model": "model",
-    "provider": "provider", "deployment_id": "deployment_id", "status": "status",
+    "key_hash": ("key", "name"), "user_id": ("user", "name"), "team_id": ("team", "name"),
+    "organization_id": ("organization", "name"), "end_user_id": ("end_user", "name"), "group": ("group", "name"),
+    "model": ("all", "model"), "provider": ("all", "provider"),
 }  # fmt: skip
+"""Dimension and column of the daily totals."""
 GroupBy = Literal[
-    "key_hash", "key_alias", "user_id", "team_id", "organization_id", "end_user_id", "group", "model", "provider",
-    "deployment_id", "status",
+    "key_hash", "user_id", "team_id", "organization_id", "end_user_id", "group", "model", "provider",
 ]  # fmt: skip
 _encode = msgspec.json.Encoder().encode
 _decode_cursor = msgspec.json.Decoder(tuple[int, str, int, int]).decode
@@ -109,6 +110,15 @@ class Ledger:
         request_id: str | None = None,
         group: str | None = None,
         status: str | None = None,
+        outcome: str | None = None,
+        user_id: str | None = None,
+        team_id: str | None = None,
+        organization_id: str | None = None,
+        end_user_id: str | None = None,
+        model: str | None = None,
+        provider: str | None = None,
+        deployment_id: str | None = None,
+        tag: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> LogPage:
@@ -120,14 +130,15 @@ class Ledger:
         limit = max(1, min(limit, MAX_PAGE))
         order = (spend.c.at, spend.c.exchange_id, spend.c.attempt, spend.c.revision)
         equal = {
-            "key_hash": key_hash,
-            "exchange_id": exchange_id,
-            "request_id": request_id,
-            "model_group": group,
-            "status": status,
-        }
+            "key_hash": key_hash, "exchange_id": exchange_id, "request_id": request_id, "model_group": group,
+            "status": status, "outcome": outcome, "user_id": user_id, "team_id": team_id,
+            "organization_id": organization_id, "end_user_id": end_user_id, "model": model, "provider": provider,
+            "deployment_id": deployment_id,
+        }  # fmt: skip
         where = [spend.c[name] == stored_text(value) for name, value in equal.items() if value is not None]
         where += _window(since_at, until_at)
+        if tag is not None:
+            where.append(self._has_tag(stored_text(tag)))
         if cursor is not None:
             where.append(sa.tuple_(*order) < sa.tuple_(*_read_cursor(cursor)))
         query = sa.select(spend).where(*where).order_by(*(column.desc() for column in order)).limit(limit + 1)
@@ -135,6 +146,22 @@ class Ledger:
             found = (await connection.execute(query)).mappings().all()
         records = [record_of_columns(row) for row in found[:limit]]
         return LogPage(records, _write_cursor(found[limit - 1]) if len(found) > limit else None)
+
+    def _has_tag(self, name: str) -> sa.ColumnElement[bool]:
+        """Most rows are told apart as text; what looks like the tag there may be a piece of another one."""
+        import sqlalchemy as sa
+
+        from sidecar.db.schema import spend
+
+        looks_so = spend.c.tags.contains(_encode(name).decode(), autoescape=True)
+        if self.database.dialect == "sqlite":
+            items = sa.func.json_each(spend.c.tags).table_valued("value")
+            return sa.and_(
+                looks_so, sa.exists(sa.select(sa.literal(1)).select_from(items).where(items.c.value == name))
+            )
+        from sqlalchemy.dialects.postgresql import JSONB
+
+        return sa.and_(looks_so, sa.cast(spend.c.tags, JSONB).contains([name]))
 
     async def rows_of(self, exchange_id: str) -> list[SpendRecord]:
         """Every row of one exchange, in order."""
@@ -186,31 +213,24 @@ class Ledger:
         key_hash: str | None = None,
         limit: int = 1000,
     ) -> list[Total]:
-        """Sums by a name, the dearest first; rows without one are under ""."""
+        """Sums by a name, the dearest first; rows without one are under "". `key_hash`: of this key alone, by key,
+        model or provider."""
         import sqlalchemy as sa
 
-        from sidecar.db.schema import spend
-
-        column = spend.c[_BY[by]]
-
-        def tokens(classes: tuple[str, ...]) -> sa.ColumnElement[Any]:
-            return sum((sa.func.sum(sa.func.coalesce(spend.c[f"{n}_tokens"], 0)) for n in classes), sa.literal(0))
-
-        cost = sa.func.sum(spend.c.cost_nano)
-        rows = sa.func.sum(sa.case((spend.c.revision == 0, 1), else_=0))
-        where = _window(since_at, until_at)
-        if key_hash is not None:
-            where.append(spend.c.key_hash == stored_text(key_hash))
-        query = (
-            sa.select(column, cost, rows, tokens(_INPUT), tokens(_OUTPUT))
-            .where(*where)
-            .group_by(column)
-            .order_by(cost.desc(), column)
-            .limit(limit)
-        )
+        dimension, column = _BY[by] if key_hash is None else ("key", _BY[by][1])
+        tokens = (" + ".join(f"sum({name}_tokens)" for name in names) for names in (_INPUT, _OUTPUT))
         async with self.connection() as connection:
-            found = (await connection.execute(query)).all()
-        return [Total(row[0] or "", int(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in found]
+            window = await window_of(connection, since_at, until_at)
+            query, values = totals_of(dimension, window, dialect=self.database.dialect, is_named=key_hash is not None)
+            text = sa.text(
+                f"SELECT {column}, sum(cost_nano), sum(attempts), {', '.join(tokens)} FROM ({query}) AS totals"  # noqa: S608 - ours
+                f" GROUP BY {column} ORDER BY 2 DESC, 1 LIMIT :limit"
+            )
+            if key_hash is not None:
+                text = text.bindparams(sa.bindparam("names", expanding=True))
+                values["names"] = [stored_text(key_hash)]
+            found = (await connection.execute(text, {**values, "limit": limit})).all()
+        return [Total(row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in found]
 
     async def maintain(self) -> None:
         """Now and then: make the next partitions, drop rows older than the retention. Raises `UnavailableError`."""

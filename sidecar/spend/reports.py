@@ -90,14 +90,18 @@ async def report(
         query, values = await _query(ledger, connection, names, since_at, until_at, dict(where or {}))
         columns = ", ".join(_columns(names))
         sums = ", ".join(f"sum({name}) AS {name}" for name in TOTALS)
-        order = "1 DESC, cost_nano DESC" if names and names[0] == "day" else "cost_nano DESC"
-        grouped = f"SELECT {columns}, {sums} FROM ({query}) AS totals GROUP BY {columns}"  # noqa: S608 - ours
-        ordered = f"{grouped} ORDER BY {order}, {columns} LIMIT :limit OFFSET :offset"
-        found = (await connection.execute(sa.text(ordered), {**values, "limit": limit + 1, "offset": offset})).all()
-        total = await connection.execute(sa.text(f"SELECT {sums} FROM ({query}) AS totals"), values)  # noqa: S608
-        all_of_it = _sums(total.one())
-    lines = [Line(_shown(names, row), _sums(row[len(names) :])) for row in found[:limit]]
-    return Report(names, lines, all_of_it, offset + limit if len(found) > limit else None)
+        order = f"{'day_at DESC, ' if names[0] == 'day' else ''}cost_nano DESC, {columns}"
+        blanks = ", ".join("NULL" for _ in names)
+        # One reading of the totals: the lines, a page of them, and last the sum of all.
+        text = (
+            f"WITH lines AS MATERIALIZED (SELECT {columns}, {sums} FROM ({query}) AS totals GROUP BY {columns})"  # noqa: S608 - ours
+            f" SELECT * FROM (SELECT * FROM lines ORDER BY {order} LIMIT :limit OFFSET :offset) AS page"
+            f" UNION ALL SELECT {blanks}, {sums} FROM lines"
+        )
+        found = (await connection.execute(sa.text(text), {**values, "limit": limit + 1, "offset": offset})).all()
+    *page, total = found
+    lines = [Line(_shown(names, row), _sums(row[len(names) :])) for row in page[:limit]]
+    return Report(names, lines, _sums(total[len(names) :]), offset + limit if len(page) > limit else None)
 
 
 async def key_aliases(ledger: Ledger, names: Sequence[str]) -> dict[str, str]:

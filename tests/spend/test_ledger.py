@@ -77,13 +77,27 @@ async def test_pages_meet_without_gap_or_overlap_also_where_instants_are_equal(l
 
 
 async def test_every_filter_filters(ledger: Ledger) -> None:
-    other = row(1, key_hash="other", request_id="r1", group="claude", status="unknown", at=AT + 500)
+    other = row(
+        1, key_hash="other", request_id="r1", group="claude", status="unknown", at=AT + 500, outcome="client_left",
+        user_id="u", team_id="t", organization_id="o", end_user_id="e", model="m", provider="p", deployment_id="d",
+        tags=("x", "y"),
+    )  # fmt: skip
     await ledger.insert([row(0), other, row(2)])
     for filters in (
         {"key_hash": "other"},
         {"request_id": "r1"},
         {"group": "claude"},
         {"status": "unknown"},
+        {"outcome": "client_left"},
+        {"user_id": "u"},
+        {"team_id": "t"},
+        {"organization_id": "o"},
+        {"end_user_id": "e"},
+        {"model": "m"},
+        {"provider": "p"},
+        {"deployment_id": "d"},
+        {"tag": "y"},
+        {"team_id": "t", "tag": "x"},
         {"exchange_id": other.exchange_id},
         {"since_at": AT + 500},
         {"since_at": AT + 500, "until_at": AT + 500.000001},
@@ -106,6 +120,8 @@ async def test_sums_are_of_the_window_from_its_start_to_before_its_end(ledger: L
         ("k0", 10_100, 2, 20),
     ]
     assert [total.name for total in await ledger.totals(by="team_id")] == [""]
+    (of_one,) = await ledger.totals(by="model", key_hash="k1", since_at=AT + 1, until_at=AT + 5)
+    assert (of_one.name, of_one.cost_nano) == ("gpt-4o-mini", 1010)
 
 
 async def test_hostile_text_and_counts_are_stored_as_far_as_they_can_be(ledger: Ledger) -> None:
