@@ -70,8 +70,16 @@ MESSAGES: dict[str, tuple[list[Any], dict[str, Any]]] = {
         {"messages": [user({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}})]},
     ),
     "image/jpg is JPEG, a plain string is a URL (91)": (
-        [user({"type": "image_url", "image_url": f"data:image/jpg;base64,{PNG}"})],
-        {"messages": [user({"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": PNG}})]},
+        [user({"type": "image_url", "image_url": "data:image/jpg;base64,/9j/4AAQ"})],
+        {
+            "messages": [
+                user({"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "/9j/4AAQ"}})
+            ]
+        },
+    ),
+    "a picture is what its bytes are, whatever the client calls it": (
+        [user({"type": "image_url", "image_url": f"data:image/jpeg;base64,{PNG}"})],
+        {"messages": [user({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}})]},
     ),
     "an https URL stays one": (
         [user(image("https://x.example/a.png"))],

@@ -14,11 +14,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from sidecar.errors import BadRequestError
+from sidecar.translate.content import (
+    IMAGE_TYPES,
+    TEXT_TYPES,
+    File,
+    Image,
+    Text,
+    ToolCall,
+    bad,
+    messages_of,
+    parts_of,
+    tool_calls_of,
+)
 from sidecar.translate.signatures import MARK, bare_id, unpack
-from sidecar.translate.usage import NOT_JSON
 
 Block = dict[str, Any]
 Drop = Callable[[str, str], None]
@@ -26,13 +35,6 @@ Drop = Callable[[str, str], None]
 
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _TOOL_ID = re.compile(r"[a-zA-Z0-9_-]{1,256}")
-_DATA_URL = re.compile(r"data:([\w.+/-]*)((?:;[\w.=+-]+)*?)(;base64)?,", re.ASCII)
-_IMAGE_TYPES = frozenset(("image/jpeg", "image/png", "image/gif", "image/webp"))
-_TEXT_TYPES = frozenset(("text/plain", "text/markdown", "text/csv", "text/html", "application/json"))
-
-
-def bad(message: str, param: str) -> BadRequestError:
-    return BadRequestError(f"The gateway refused the request: {message}", code="invalid_request", param=param)
 
 
 def tool_name(name: Any, where: str) -> str:
@@ -64,106 +66,76 @@ def _with_cache(block: Block, source: Mapping[str, Any], where: str) -> Block:
     return block
 
 
-def _split_data_url(url: str, where: str) -> tuple[str, str]:
-    """(media type, base64 data) of a data URL."""
-    match = _DATA_URL.match(url)
-    if match is None or match.group(3) is None:
-        raise bad(f"'{where}' is a data URL that is not base64 (data:TYPE;base64,DATA).", where)
-    return match.group(1).lower() or "application/octet-stream", url[match.end() :]
-
-
-def _image(part: Mapping[str, Any], where: str, drop: Drop) -> Block:
-    value = part.get("image_url")
-    url = value.get("url") if isinstance(value, dict) else value
-    if not isinstance(url, str) or not url:
-        raise bad(f"'{where}.image_url.url' must be a URL.", f"{where}.image_url.url")
-    if isinstance(value, dict) and value.get("detail") not in (None, "auto"):
+def _image(part: Image, drop: Drop) -> Block:
+    where = part.where
+    if part.detail not in (None, "auto"):
         drop(f"{where}.image_url.detail", "Anthropic has no picture detail; remove it or say auto.")
-    if url.startswith("data:"):
-        media_type, data = _split_data_url(url, f"{where}.image_url.url")
-        media_type = "image/jpeg" if media_type == "image/jpg" else media_type
-        if media_type not in _IMAGE_TYPES:
-            raise bad(f"'{where}' is {media_type}; Anthropic takes JPEG, PNG, GIF and WebP.", where)
-        return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
-    if url.startswith(("https://", "http://")):
-        return {"type": "image", "source": {"type": "url", "url": url}}
+    if part.data or not part.url:
+        if part.media_type not in IMAGE_TYPES:
+            raise bad(f"'{where}' is {part.media_type}; Anthropic takes JPEG, PNG, GIF and WebP.", where)
+        return {"type": "image", "source": {"type": "base64", "media_type": part.media_type, "data": part.data}}
+    if part.url.startswith(("https://", "http://")):
+        return {"type": "image", "source": {"type": "url", "url": part.url}}
     raise bad(f"'{where}.image_url.url' must be an http(s) or a data URL.", f"{where}.image_url.url")
 
 
-def _document(part: Mapping[str, Any], where: str) -> Block:
-    file = part.get("file")
-    if not isinstance(file, dict):
-        raise bad(f"'{where}.file' must be an object.", f"{where}.file")
+def _document(part: File) -> Block:
+    where = part.where
     block: Block = {"type": "document"}
-    data, file_id, url = file.get("file_data"), file.get("file_id"), file.get("file_url")
-    if isinstance(data, str) and data:
-        if data.startswith("data:"):
-            media_type, data = _split_data_url(data, f"{where}.file.file_data")
-        elif data.startswith(("https://", "http://")):
-            media_type, url, data = "", data, ""
-        else:
-            media_type = "application/pdf"
-        if media_type == "application/pdf":
-            block["source"] = {"type": "base64", "media_type": media_type, "data": data}
-        elif media_type in _TEXT_TYPES:
+    if part.data:
+        if part.media_type == "application/pdf":
+            block["source"] = {"type": "base64", "media_type": part.media_type, "data": part.data}
+        elif part.media_type in TEXT_TYPES:
             try:
-                text = base64.b64decode(data, validate=True).decode("utf-8")
+                text = base64.b64decode(part.data, validate=True).decode("utf-8")
             except (binascii.Error, ValueError) as error:
                 raise bad(
                     f"'{where}.file.file_data' is not base64 of UTF-8 text.", f"{where}.file.file_data"
                 ) from error
             block["source"] = {"type": "text", "media_type": "text/plain", "data": text}
-        elif media_type in _IMAGE_TYPES:
-            return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
-        elif media_type:
-            raise bad(f"'{where}' is {media_type}; Anthropic takes PDF and text files.", f"{where}.file")
-    elif isinstance(file_id, str) and file_id:
-        block["source"] = {"type": "file", "file_id": file_id}
-    if "source" not in block and isinstance(url, str) and url.startswith(("https://", "http://")):
-        block["source"] = {"type": "url", "url": url}
-    if "source" not in block:
+        elif part.media_type in IMAGE_TYPES:
+            return {"type": "image", "source": {"type": "base64", "media_type": part.media_type, "data": part.data}}
+        else:
+            raise bad(f"'{where}' is {part.media_type}; Anthropic takes PDF and text files.", f"{where}.file")
+    elif part.file_id:
+        block["source"] = {"type": "file", "file_id": part.file_id}
+    elif part.url.startswith(("https://", "http://")):
+        block["source"] = {"type": "url", "url": part.url}
+    else:
         raise bad(f"'{where}.file' needs file_data or file_id.", f"{where}.file")
-    if isinstance(file.get("filename"), str) and file["filename"]:
-        block["title"] = file["filename"]
+    if part.filename:
+        block["title"] = part.filename
     return block
 
 
+_MEDIA = ("image_url", "file")
 _PART_FIELDS = frozenset(("type", "text", "refusal", "image_url", "file", "cache_control", "annotations", "logprobs"))
 """What a part of an OpenAI message may carry here; the last two are echoed from answers."""
 
 
 def content_blocks(content: Any, where: str, drop: Drop, *, allows_media: bool = True) -> list[Block]:
     """A message's content as blocks; empty texts are left out, because Anthropic refuses them and they say nothing."""
-    if content is None:
-        return []
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
-    if not isinstance(content, list):
-        raise bad(f"'{where}' must be a string or a list of parts.", where)
     blocks: list[Block] = []
-    for index, part in enumerate(content):
-        here = f"{where}[{index}]"
-        if isinstance(part, str):
-            part = {"type": "text", "text": part}
-        if not isinstance(part, dict):
-            raise bad(f"'{here}' must be an object.", here)
-        kind = part.get("type")
-        if kind in ("text", "input_text", "output_text") or (kind == "refusal" and "refusal" in part):
-            text = part.get("refusal" if kind == "refusal" else "text")
-            if not isinstance(text, str):
-                raise bad(f"'{here}.text' must be a string.", f"{here}.text")
-            if text:
-                blocks.append(_with_cache({"type": "text", "text": text}, part, here))
-        elif kind == "image_url" and allows_media:
-            blocks.append(_with_cache(_image(part, here, drop), part, here))
-        elif kind == "file" and allows_media:
-            blocks.append(_with_cache(_document(part, here), part, here))
+    for part in parts_of(content, where, _MEDIA if allows_media else ()):
+        if isinstance(part, Text):
+            if part.text:
+                blocks.append(_with_cache({"type": "text", "text": part.text}, part.source, part.where))
+        elif isinstance(part, Image):
+            blocks.append(_with_cache(_image(part, drop), part.source, part.where))
+        elif isinstance(part, File):
+            blocks.append(_with_cache(_document(part), part.source, part.where))
         else:
             takes = "text, image_url and file" if allows_media else "text"
-            raise bad(f"'{here}' has type {kind!r:.60}; here Anthropic takes {takes} parts.", f"{here}.type")
-        for field, value in part.items():
+            kind = part.source.get("type")
+            raise bad(
+                f"'{part.where}' has type {kind!r:.60}; here Anthropic takes {takes} parts.", f"{part.where}.type"
+            )
+        for field, value in part.source.items():
             if field not in _PART_FIELDS and value not in (None, [], {}, ""):
-                drop(f"{here}.{field}", "Anthropic has no such field; remove it. cache_control marks what to cache.")
+                here = f"{part.where}.{field}"
+                drop(here, "Anthropic has no such field; remove it. cache_control marks what to cache.")
     return blocks
 
 
@@ -189,34 +161,14 @@ def thinking_blocks(value: Any, where: str) -> list[Block]:
     return blocks
 
 
-def _tool_use(call: Any, where: str) -> Block:
-    if not isinstance(call, dict):
-        raise bad(f"'{where}' must be an object.", where)
-    function = call.get("function")
-    if call.get("type") not in (None, "function") or not isinstance(function, dict):
-        raise bad(f"'{where}' must be a function call; Anthropic has no custom tools.", f"{where}.type")
-    arguments = function.get("arguments")
-    given: Any = {}
-    if isinstance(arguments, str) and arguments.strip():
-        try:
-            given = msgspec.json.decode(arguments.encode("utf-8", "surrogatepass"))
-        except NOT_JSON:
-            given = arguments
-    elif isinstance(arguments, dict):
-        given = arguments
-    if not isinstance(given, dict):
-        # What a model once said wrongly must not end the conversation; Anthropic takes objects only.
-        given = {"malformed_arguments": arguments}
-    return _with_cache(
-        {
-            "type": "tool_use",
-            "id": tool_id(call.get("id"), f"{where}.id"),
-            "name": tool_name(function.get("name"), f"{where}.function.name"),
-            "input": given,
-        },
-        call,
-        where,
-    )
+def _tool_use(call: ToolCall) -> Block:
+    block = {
+        "type": "tool_use",
+        "id": tool_id(call.id, f"{call.where}.id"),
+        "name": tool_name(call.name, f"{call.where}.function.name"),
+        "input": call.arguments,
+    }
+    return _with_cache(block, call.source, call.where)
 
 
 _MESSAGE_FIELDS: dict[str, frozenset[str]] = {
@@ -258,13 +210,9 @@ def _assistant(message: Mapping[str, Any], where: str, drop: Drop) -> list[Block
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal:
         blocks.append({"type": "text", "text": refusal})
-    calls = message.get("tool_calls")
-    if calls is None:
-        return blocks
-    if not isinstance(calls, list):
-        raise bad(f"'{where}.tool_calls' must be a list.", f"{where}.tool_calls")
-    uses = [_tool_use(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
-    before = [_packed_blocks(call["id"]) for call in calls]
+    calls = list(tool_calls_of(message, where))
+    uses = [_tool_use(call) for call in calls]
+    before = [_packed_blocks(call.given_id) for call in calls]
     return blocks + uses if not any(before) else _replay(blocks, uses, before)
 
 
@@ -337,22 +285,10 @@ def convert_messages(messages: Any, drop: Drop) -> tuple[list[Block], list[Block
     """(system blocks, messages). The leading run of system and developer messages becomes `system`; a later one stays
     in its place as the user's text in `<system>` tags, so that the order is kept and the prefix stays cached.
     Neighbours of one role are merged into one turn."""
-    if not isinstance(messages, list) or not messages:
-        raise bad("'messages' must be a non-empty list.", "messages")
     system: list[Block] = []
     turns: list[Block] = []
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if not isinstance(message, dict):
-            raise bad(f"'{where}' must be an object.", where)
-        role = message.get("role")
-        known = _MESSAGE_FIELDS.get(role) if isinstance(role, str) else None
-        if known is None:
-            fix = " Use role tool." if role == "function" else ""
-            raise bad(
-                f"'{where}.role' is {role!r:.60}; known are system, developer, user, assistant and tool.{fix}",
-                f"{where}.role",
-            )
+    for role, message, where in messages_of(messages):
+        known = _MESSAGE_FIELDS[role]
         for field in message.keys() - known:
             if message[field] not in (None, [], {}, ""):
                 drop(f"{where}.{field}", f"Anthropic has no such field in {role} messages; remove it.")

@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sidecar.translate.content import bad
 from sidecar.translate.provider import Call, Provider, select_params, unsupported_field
-from sidecar.translate.providers.anthropic_content import Block, bad, called_tools, convert_messages, tool_name
+from sidecar.translate.providers.anthropic_content import Block, called_tools, convert_messages, tool_name
 from sidecar.translate.providers.anthropic_models import ModelTraits, traits
 
 DEFAULT_MAX_TOKENS = 4096
