@@ -251,12 +251,19 @@ def split_data_url(url: str, where: str) -> tuple[str, str]:
     data = url[match.end() :]
     stated = match.group(1).lower()
     stated = _SAME_TYPE.get(stated, stated)
-    found = sniff_base64(data)
-    if found is not None and stated in ("", UNKNOWN_TYPE):
-        return found, data
-    if found is not None and found.split("/")[0] == stated.split("/")[0] != "application":
-        return found, data
-    return stated or UNKNOWN_TYPE, data
+    return _settled(stated, sniff_base64(data)), data
+
+
+def settle_type(stated: str, first_bytes: bytes) -> str:
+    """The media type of data that says it is `stated`."""
+    return _settled(_SAME_TYPE.get(stated, stated), sniff(first_bytes))
+
+
+def _settled(stated: str, found: str | None) -> str:
+    if found is None:
+        return stated or UNKNOWN_TYPE
+    is_vague = stated in ("", UNKNOWN_TYPE, "binary/octet-stream")
+    return found if is_vague or found.split("/")[0] == stated.split("/")[0] != "application" else stated
 
 
 def sniff_base64(data: str) -> str | None:
