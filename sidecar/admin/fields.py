@@ -110,8 +110,11 @@ _USD = {
     "description": "USD, at most nine decimals; a text is as exact as a number.",
 }
 _INSTANT = {
-    "anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_INSTANT}, {"type": "string", "format": "date-time"}],
-    "description": "Unix seconds or ISO 8601.",
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": MAX_INSTANT},
+        {"type": "string", "minLength": 1, "maxLength": 64},
+    ],
+    "description": "Unix seconds, or ISO 8601 (UTC unless it says otherwise).",
 }
 _DURATION = {"type": "string", "pattern": r"^([1-9][0-9]{0,2}[smhdw]|1mo)$", "description": "Such as 30d, or 1mo."}
 

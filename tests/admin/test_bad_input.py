@@ -105,6 +105,7 @@ async def events(api: Api) -> int:
     return int((await api.get("/audit")).json()["total_count"])
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_every_field_of_every_body_is_refused_and_named(api: Api) -> None:
     wrong, count = [], 0
     for endpoint in api.endpoints:
@@ -160,6 +161,7 @@ async def test_what_is_missing_or_unknown_is_named(api: Api) -> None:
             assert (error["param"], error["code"]) == (unknown, "unknown_field"), endpoint.path
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_what_is_no_json_object_is_refused_everywhere(api: Api) -> None:
     for endpoint in api.endpoints:
         path = endpoint.path.replace("{key}", "0" * 64)
@@ -180,6 +182,7 @@ async def test_what_is_no_json_object_is_refused_everywhere(api: Api) -> None:
         error_of(await api.call(endpoint.method, path, content=b" " * 1_000_001), 413)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_other_methods_are_405_and_say_which(api: Api) -> None:
     methods: dict[str, list[str]] = {}
     for endpoint in api.endpoints:

@@ -120,83 +120,80 @@ async def test_a_key_made_by_a_narrow_key_is_as_narrow(api: Api) -> None:
     assert three.tags == ("red", "blue")
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"models": ["claude"]},
-        {"models": ["*"]},
-        {"models": ["all-team-models"]},
-        {"models": ["gpt", "o*"]},
-        {"models": []},
-        {"rpm_limit": 11},
-        {"tpm_limit": 1001},
-        {"max_parallel_requests": 3},
-        {"model_rpm_limit": {"gpt": 4}},
-        {"model_rpm_limit": {"other": 1}},
-        {"max_budget": 6, "budget_duration": "1d"},
-        {"max_budget": 5, "budget_duration": "1h"},
-        {"budget_duration": "1d"},
-        {"budget_limits": []},
-        {"budget_limits": [{"budget_duration": "1d", "max_budget": 5}]},
-        {"max_budget": 5, "temp_budget_increase": 1, "temp_budget_expiry": "2030-01-01"},
-        {"duration": "11d"},
-        {"team_id": None},
-        {"team_id": "u"},
-        {"user_id": "tina"},
-        {"user_id": None},
-        {"organization_id": "o"},
-        {"budget_id": "any"},
-        {"blocked": False},
-    ],
-    ids=str,
-)
-async def test_more_than_the_calling_key_has_is_refused_and_named(api: Api, asked: dict[str, Any]) -> None:
+TOO_MUCH: list[dict[str, Any]] = [
+    {"models": ["claude"]},
+    {"models": ["*"]},
+    {"models": ["all-team-models"]},
+    {"models": ["gpt", "o*"]},
+    {"models": []},
+    {"rpm_limit": 11},
+    {"tpm_limit": 1001},
+    {"max_parallel_requests": 3},
+    {"model_rpm_limit": {"gpt": 4}},
+    {"model_rpm_limit": {"other": 1}},
+    {"max_budget": 6, "budget_duration": "1d"},
+    {"max_budget": 5, "budget_duration": "1h"},
+    {"budget_duration": "1d"},
+    {"budget_limits": []},
+    {"budget_limits": [{"budget_duration": "1d", "max_budget": 5}]},
+    {"max_budget": 5, "temp_budget_increase": 1, "temp_budget_expiry": "2030-01-01"},
+    {"duration": "11d"},
+    {"team_id": None},
+    {"team_id": "u"},
+    {"user_id": "tina"},
+    {"user_id": None},
+    {"organization_id": "o"},
+    {"budget_id": "any"},
+    {"blocked": False},
+]
+
+
+async def test_more_than_the_calling_key_has_is_refused_and_named(api: Api) -> None:
     world = await World(api).build()
     await world.make("narrow", user_id="ivan", team_id="t", **NARROW)
-    answer = await world.post("narrow", "/key/generate", **asked)
-    error = answer.json()["error"]
-    if asked == {"team_id": "u"}:
-        assert (answer.status_code, error["code"]) == (404, "team_not_found")
-    else:
-        assert (answer.status_code, error["code"]) == (403, "field_not_allowed"), answer.text
-    assert error["param"] in asked
+    for asked in TOO_MUCH:
+        answer = await world.post("narrow", "/key/generate", **asked)
+        error = answer.json().get("error", {})
+        code = (404, "team_not_found") if asked == {"team_id": "u"} else (403, "field_not_allowed")
+        assert (answer.status_code, error.get("code")) == code, asked
+        assert error["param"] in asked
     assert (await world.get("narrow", "/key/list", key_alias="narrow")).json()["total_count"] == 1
     assert (await world.get("narrow", "/key/list")).json()["total_count"] == 2  # and ivan's
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"models": None},
-        {"models": ["*"]},
-        {"max_budget": None},
-        {"max_budget": 6},
-        {"budget_duration": None, "max_budget": 6},
-        {"budget_duration": "1h"},
-        {"budget_limits": None},
-        {"temp_budget_increase": 1, "temp_budget_expiry": "2030-01-01"},
-        {"rpm_limit": None},
-        {"rpm_limit": 11},
-        {"model_rpm_limit": None},
-        {"duration": None},
-        {"duration": "11d"},
-        {"tags": []},
-        {"tags": None},
-        {"blocked": False},
-        {"team_id": None},
-        {"user_id": None},
-        {"user_id": "admin"},
-        {"budget_id": None},
-    ],
-    ids=str,
-)
-async def test_a_key_cannot_widen_itself(api: Api, asked: dict[str, Any]) -> None:
+WIDER: list[dict[str, Any]] = [
+    {"models": None},
+    {"models": ["*"]},
+    {"max_budget": None},
+    {"max_budget": 6},
+    {"budget_duration": None, "max_budget": 6},
+    {"budget_duration": "1h"},
+    {"budget_limits": None},
+    {"temp_budget_increase": 1, "temp_budget_expiry": "2030-01-01"},
+    {"rpm_limit": None},
+    {"rpm_limit": 11},
+    {"model_rpm_limit": None},
+    {"duration": None},
+    {"duration": "11d"},
+    {"tags": []},
+    {"tags": None},
+    {"blocked": False},
+    {"team_id": None},
+    {"user_id": None},
+    {"user_id": "admin"},
+    {"budget_id": None},
+]
+
+
+async def test_a_key_cannot_widen_itself(api: Api) -> None:
     world = await World(api).build()
     made = await world.make("narrow", user_id="ivan", team_id="t", **NARROW)
     before = (await world.get("master", "/key/info", key=made["token"])).json()
-    answer = await world.post("narrow", "/key/update", key=made["token"], **asked)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "field_not_allowed"), answer.text
-    assert answer.json()["error"]["param"] in asked
+    for asked in WIDER:
+        answer = await world.post("narrow", "/key/update", key=made["token"], **asked)
+        error = answer.json().get("error", {})
+        assert (answer.status_code, error.get("code")) == (403, "field_not_allowed"), asked
+        assert error["param"] in asked
     assert (await world.get("master", "/key/info", key=made["token"])).json() == before
 
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.anyio
 PAGE = Path(__file__).parents[2] / "docs" / "admin.md"
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_every_endpoint_is_on_the_page_and_nothing_else_is(api: Api) -> None:
     text = PAGE.read_text("utf-8")
     spans = set(re.findall(r"`((?:GET|POST|PATCH|DELETE) /[^`]*)`", text))
