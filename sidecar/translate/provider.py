@@ -165,6 +165,10 @@ class StreamTranslator:
         """Called once at the end of a body whose end event was seen."""
         return b""
 
+    def is_whole(self) -> bool:
+        """Asked at the end of the body; a dialect without an end event says it by what it has seen."""
+        return self.is_complete
+
     def feed(self, data: bytes) -> bytes:
         """Raises `ProviderError` (an error event) or `UpstreamBrokenError` (malformed)."""
         if self.error is not None:
@@ -195,8 +199,9 @@ class StreamTranslator:
                     out = self.on_event(last)
                     if out and not out.endswith(b"\n\n"):
                         out = out.rstrip(b"\r\n") + b"\n\n"
-            if not self.is_complete:
+            if not self.is_whole():
                 raise self.broken("closed the stream before its end event")
+            self.is_complete = True
             return out + self.on_end()
         except SidecarError as error:
             self.error = error

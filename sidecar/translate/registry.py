@@ -8,13 +8,20 @@ from types import MappingProxyType
 from sidecar.translate.compatible import COMPATIBLE
 from sidecar.translate.provider import Provider, check_provider
 from sidecar.translate.providers.anthropic import Anthropic
+from sidecar.translate.providers.gemini import Gemini
 from sidecar.translate.providers.openai import OpenAI
 from sidecar.translate.providers.simulated import SimulatedProvider
 
 
 def _collect() -> dict[str, Provider]:
     providers: dict[str, Provider] = {}
-    for provider in (OpenAI(), Anthropic(), SimulatedProvider(), *COMPATIBLE.values()):
+    for provider in (
+        OpenAI(),
+        Anthropic(),
+        Gemini(),
+        SimulatedProvider(),
+        *COMPATIBLE.values(),
+    ):
         check_provider(provider)
         if provider.name in providers:
             raise TypeError(f"two providers are named {provider.name}")

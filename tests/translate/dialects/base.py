@@ -22,6 +22,8 @@ class Dialect:
     """One that takes every field the provider maps."""
     options: ClassVar[Mapping[str, str]] = {}
     """What a deployment must give beside model and key."""
+    values: ClassVar[Mapping[str, Any]] = {}
+    """Values of OpenAI fields this vendor takes, where it does not take those every test sends."""
     stream_type: ClassVar[bytes] = b"text/event-stream"
     end_mark: ClassVar[bytes] = b""
     """Where in the last event it has become the end; empty: at its beginning."""
