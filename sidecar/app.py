@@ -24,7 +24,14 @@ from sidecar.admin import build_admin
 from sidecar.admin.models import ModelAdmin
 from sidecar.admit import AdmissionPolicy
 from sidecar.asgi import ASGIApp
-from sidecar.config.build import build_catalog, ensure_master_key, global_budgets, global_limits
+from sidecar.config.build import (
+    build_catalog,
+    build_policy,
+    build_router,
+    ensure_master_key,
+    global_budgets,
+    global_limits,
+)
 from sidecar.config.models import Config
 from sidecar.config.oidc import build_issuers
 from sidecar.config.stored import LiveCatalog, ModelTable
@@ -51,8 +58,10 @@ from sidecar.middleware.route import RouteMiddleware
 from sidecar.middleware.spend import SpendMiddleware
 from sidecar.middleware.translate import TranslateMiddleware
 from sidecar.middleware.upstream import UpstreamProxy
+from sidecar.places import DeploymentPlaces
 from sidecar.routing.catalog import Catalog
-from sidecar.routing.health import Health
+from sidecar.routing.plan import Policy
+from sidecar.routing.router import Router
 from sidecar.spend.journal import Journal
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.price_loader import load_price
@@ -73,14 +82,15 @@ def build_stack(
     policy: AdmissionPolicy,
     recorder: Recorder,
     catalog: Catalog,
-    health: Health,
-    retries: int,
+    router: Router,
+    routing: Policy,
+    places: DeploymentPlaces,
     transport: Transport,
 ) -> ASGIApp:
     """A request's way, from the client down to the provider."""
     app: ASGIApp = UpstreamProxy(transport=transport)
     app = TranslateMiddleware(app)
-    app = RouteMiddleware(app, catalog=catalog, retries=retries, health=health)
+    app = RouteMiddleware(app, catalog=catalog, policy=routing, router=router, places=places)
     app = SpendMiddleware(app, recorder=recorder)
     app = BudgetMiddleware(app, policy=policy)
     app = RateLimitMiddleware(app, policy=policy)
@@ -171,8 +181,9 @@ def build_app(
         policy=policy,
         recorder=recorder,
         catalog=catalog,
-        health=Health(config.routing.cooldown_s),
-        retries=config.routing.retries,
+        router=build_router(config),
+        routing=build_policy(config),
+        places=DeploymentPlaces(admission),
         transport=transport,
     )
     routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]

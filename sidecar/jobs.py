@@ -60,7 +60,8 @@ class Ticker:
             try:
                 self._metrics.drain()
                 for hold in await self._admission.tick():
-                    self._silent.put_nowait(hold)
+                    if hold.key_hash or hold.windows or hold.hold_nano:  # else a deployment's place: no money in it
+                        self._silent.put_nowait(hold)
             except Exception:  # noqa: BLE001
                 # Whatever it was, the next tick is due: without it every lease of this process would run out.
                 _log.exception("a tick failed")

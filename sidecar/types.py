@@ -241,6 +241,8 @@ class Deployment:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     access_groups: tuple[str, ...] = ()
     """Names by which lists of allowed models may mean this deployment's group."""
+    tags: tuple[str, ...] = ()
+    """If any: it serves only requests that carry one of them."""
     options: Mapping[str, str] = field(default_factory=dict)
     """What the provider's path, signature or token needs besides a key: region, project, api_version …"""
     credentials: Mapping[str, Secret] = field(default_factory=dict)

@@ -13,6 +13,9 @@ from sidecar.config.environment import provider_keys
 from sidecar.config.models import Config, DeploymentSettings
 from sidecar.config.read import ConfigError, Fault
 from sidecar.routing.catalog import Catalog
+from sidecar.routing.health import Health
+from sidecar.routing.plan import Policy
+from sidecar.routing.router import Router
 from sidecar.spend.cost import UNPRICED, Price
 from sidecar.spend.prices import price_from_config
 from sidecar.translate.registry import PROVIDERS
@@ -41,7 +44,41 @@ def build_catalog(config: Config, env: Mapping[str, str], more: Iterable[Deploym
 
     made = (*deployments(config, load_price, env), *more)
     tables = {d.provider: known_models(d.provider) for d in made if "*" in d.model and d.price is UNPRICED}
-    return Catalog(made, fallbacks=config.routing.fallbacks, aliases=config.routing.aliases, prices=tables)
+    routing = config.routing
+    return Catalog(
+        made,
+        fallbacks=routing.fallbacks,
+        aliases=routing.aliases,
+        prices=tables,
+        default_fallbacks=routing.default_fallbacks,
+        fallbacks_on={
+            "context_window": routing.context_window_fallbacks,
+            "content_policy": routing.content_policy_fallbacks,
+        },
+        default_group=routing.default_model,
+    )
+
+
+def build_policy(config: Config) -> Policy:
+    routing = config.routing
+    return Policy(
+        retries=routing.retries,
+        deadline_s=routing.deadline_s,
+        retry_on={kind: count for kind, count in routing.retry_on.model_dump().items() if count is not None},
+        max_wait_s=routing.max_wait_s,
+    )
+
+
+def build_router(config: Config) -> Router:
+    """The strategies by group, and the health every process keeps for itself."""
+    routing = config.routing
+    return Router(
+        strategy=routing.strategy,
+        strategies={model.name: model.strategy for model in config.models if model.strategy is not None},
+        affinity=routing.affinity,
+        affinities={model.name: model.affinity for model in config.models if model.affinity is not None},
+        health=Health(routing.cooldown_s, after=routing.cooldown_after),
+    )
 
 
 def _from_key(provider: str, key: Secret) -> Deployment:
@@ -85,6 +122,7 @@ def deployment_of(
         drop_params=settings.drop_params,
         headers=tuple((k.lower().encode("ascii"), v.reveal().encode("latin-1")) for k, v in settings.headers.items()),
         access_groups=access_groups,
+        tags=tuple(settings.tags),
         **place_of(settings),
     )
 

@@ -161,14 +161,20 @@ def _names(parts: Parts) -> Iterator[CrossFault]:
         return
     groups = {name for _, name in parts.names} | parts.more_names
     known = groups | set(routing.aliases)
-    for name, targets in routing.fallbacks.items():
-        if not _exists(name, known):
-            yield ("routing", "fallbacks", name), _dangling("fallbacks name", name, known)
-        for k, target in enumerate(targets):
-            if target == name:
-                yield ("routing", "fallbacks", name, k), f"'{name}' falls back to itself; remove it"
-            elif not _exists(target, known):
-                yield ("routing", "fallbacks", name, k), _dangling("fallbacks name", target, known)
+    for key in ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks"):
+        for name, targets in getattr(routing, key).items():
+            if not _exists(name, known):
+                yield ("routing", key, name), _dangling("fallbacks name", name, known)
+            for k, target in enumerate(targets):
+                if target == name:
+                    yield ("routing", key, name, k), f"'{name}' falls back to itself; remove it"
+                elif not _exists(target, known):
+                    yield ("routing", key, name, k), _dangling("fallbacks name", target, known)
+    for k, target in enumerate(routing.default_fallbacks):
+        if not _exists(target, known):
+            yield ("routing", "default_fallbacks", k), _dangling("default_fallbacks name", target, known)
+    if routing.default_model is not None and not _exists(routing.default_model, known):
+        yield ("routing", "default_model"), _dangling("default_model names", routing.default_model, known)
     for name, target in routing.aliases.items():
         if not _exists(target, groups):
             yield ("routing", "aliases", name), _dangling("aliases name", target, groups)
@@ -239,11 +245,12 @@ def notes(config: Config) -> list[str]:
         found.append(
             f"{config.server.workers} workers without store.redis_url: limits and budgets hold per process only"
         )
-    if any(
+    limited = any(
         value is not None
         for model in config.models
         for deployment in model.deployments
         for value in (deployment.limits.rpm, deployment.limits.tpm, deployment.limits.concurrency)
-    ):
-        found.append("limits of a deployment are read but not enforced yet; use the limits of keys, or the global ones")
+    )
+    if limited and config.server.workers > 1 and config.store.redis_url is None:
+        found.append("limits of deployments hold per worker without store.redis_url")
     return found

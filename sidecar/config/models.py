@@ -124,20 +124,46 @@ class DeploymentSettings(Strict):
     params: Annotated[dict[str, Any], AfterValidator(valid_json_value)] = {}
     headers: dict[Annotated[str, AfterValidator(valid_header_name)], SecretText] = {}
     drop_params: bool = False
+    tags: list[Name] = []
+
+
+StrategyName = Literal["weighted", "adaptive", "least_busy", "latency", "throughput", "usage", "cost"]
 
 
 class ModelSettings(Strict):
     name: Name
     access_groups: list[Name] = []
+    strategy: StrategyName | None = None
+    affinity: bool | None = None
     deployments: list[DeploymentSettings] = Field(min_length=1)
 
 
+Few = Annotated[int, Field(ge=0, le=10), BeforeValidator(number)]
+
+
+class RetrySettings(Strict):
+    rate_limit: Few | None = None
+    timeout: Few | None = None
+    overloaded: Few | None = None
+    server: Few | None = None
+    connection: Few | None = None
+
+
 class RoutingSettings(Strict):
-    strategy: Literal["weighted"] = "weighted"
+    strategy: StrategyName = "weighted"
+    affinity: bool = False
     retries: Int = Field(default=2, ge=0, le=10)
+    retry_on: RetrySettings = RetrySettings()
+    deadline_s: Seconds = 600.0
+    max_wait_s: Seconds = 10.0
     cooldown_s: Seconds = 5.0
+    cooldown_after: Int = Field(default=3, ge=1, le=100)
     fallbacks: dict[Name, list[Name]] = {}
+    default_fallbacks: list[Name] = []
+    context_window_fallbacks: dict[Name, list[Name]] = {}
+    content_policy_fallbacks: dict[Name, list[Name]] = {}
     aliases: dict[Name, Name] = {}
+    default_model: Name | None = None
 
 
 class BudgetSettings(Strict):
@@ -151,7 +177,7 @@ class BudgetSettings(Strict):
 
 class SpendSettings(Strict):
     flush_s: Seconds = 1.0
-    retention_days: Int | None = Field(default=None, ge=32, le=36_500)
+    retention_days: Annotated[int, Field(ge=32, le=36_500), BeforeValidator(number)] | None = None
     jsonl: FilePath | None = None
 
 

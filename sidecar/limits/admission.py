@@ -153,10 +153,13 @@ class Admission:
         min_hold_nano: int | None = None,
         limits: bool = True,
         budgets: bool = True,
+        claims: Claims | None = None,
     ) -> Grant:
         """Raises RateLimitedError (with the exact wait), BudgetExceededError, UnavailableError; nothing is held then.
-        The hold granted lies between `min_hold_nano` and `hold_nano`: what the remaining money affords."""
-        claims = self.claims_of(identity, model, limits=limits, budgets=budgets)
+        The hold granted lies between `min_hold_nano` and `hold_nano`: what the remaining money affords. `claims`: these
+        (rates only) instead of the caller's own."""
+        if claims is None:
+            claims = self.claims_of(identity, model, limits=limits, budgets=budgets)
         if claims.is_empty:
             return Grant(exchange_id, self._clock(), tokens, hold_nano, (), [], claims, self.store)
         ask = (exchange_id, identity, model, limits, budgets, tokens, hold_nano)

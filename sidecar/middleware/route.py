@@ -1,15 +1,20 @@
 """Model group to attempts: calls the app below once per attempt, with the body replayed, and holds the answer's start
 back until content began, so that fail-over is invisible.
 
-Neighbours: `routing.plan` (pure generator), `routing.health` (cooldowns), the exchange (attempts are announced there).
-After the first content byte nothing is retried: the layer that knows the dialect ends the answer with an error.
+Neighbours: `routing.plan` (pure generator: what next), `routing.router` (who is healthy, who is chosen), the exchange
+(attempts are announced there). After the first content byte nothing is retried: the layer that knows the dialect ends
+the answer with an error.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
+from sidecar.admit import estimate_of
 from sidecar.asgi import (
     Applies,
     ASGIApp,
@@ -19,6 +24,7 @@ from sidecar.asgi import (
     Receive,
     Scope,
     Send,
+    aside,
     candidates_of,
     close_exchange,
     is_chat,
@@ -27,18 +33,48 @@ from sidecar.asgi import (
     receive_for,
     refuse,
 )
-from sidecar.errors import RefusedError, UpstreamConnectError, UpstreamError, UpstreamStaleError
+from sidecar.errors import (
+    BadRequestError,
+    NotFoundError,
+    ProviderError,
+    RateLimitedError,
+    RefusedError,
+    UpstreamError,
+    UpstreamStaleError,
+    UpstreamTimeoutError,
+)
 from sidecar.exchange import Attempt, Exchange
+from sidecar.routing.affinity import prefix_of
+from sidecar.routing.board import Live
+from sidecar.routing.candidates import Candidates
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.health import Health
-from sidecar.routing.plan import Failure, attempts
+from sidecar.routing.plan import Failure, Full, Policy, Try, attempts
+from sidecar.routing.router import Here, Router
+from sidecar.translate.pieces import BIG_BYTES
+from sidecar.translate.provider import Head
+from sidecar.translate.provider_errors import kind_of_status, make_error
 from sidecar.types import Deployment
 
 _RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
+_REASON_CHARS = 200
+TPM_OUTPUT_GUESS = 256
+Plan = Generator[Try, Failure | Full, float | None]
+
+
+class Places(Protocol):
+    """Counts the deployments' own limits where several processes share them."""
+
+    async def take(self, name: str, deployment: Deployment, tokens: int) -> Any:
+        """What `leave` wants back, or the seconds (a float) until there is room. Raises `UnavailableError`."""
+
+    async def leave(self, taken: Any, tokens: int | None) -> None:
+        """The attempt is over; `None`: what it used is not known. Never fails."""
 
 
 class RouteMiddleware:
-    """`retries` is the number of further attempts over the whole request, fallbacks included."""
+    """`policy` bounds attempts and time (`retries` alone: the rest by default). `router` knows the deployments' state,
+    one per process (`health` alone: with the weighted strategy). Without `places` their limits hold per process."""
 
     def __init__(
         self,
@@ -46,16 +82,21 @@ class RouteMiddleware:
         *,
         catalog: Catalog,
         retries: int = 2,
+        policy: Policy | None = None,
         health: Health | None = None,
+        router: Router | None = None,
+        places: Places | None = None,
         draw: Callable[[], float] = random.random,
         applies: Applies = is_chat,
     ) -> None:
         self.app = app
         self.catalog = catalog
-        self.retries = retries
-        self.health = health if health is not None else Health()
+        self.policy = policy if policy is not None else Policy(retries=retries)
+        self.router = router if router is not None else Router(health=health)
+        self.places = places
         self.draw = draw
         self.applies = applies
+        self._version = catalog.version
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not self.applies(scope):
@@ -77,52 +118,210 @@ class RouteMiddleware:
             if is_mine:
                 close_exchange(exchange)
 
-    async def _dispatch(self, scope: Scope, exchange: Exchange, candidates: tuple[Deployment, ...], send: Send) -> None:
-        health = self.health
-        plan = attempts(
-            candidates,
-            retries=self.retries,
-            draw=self.draw,
-            available=lambda deployments: health.available(deployments, exchange.now()),
+    async def _dispatch(self, scope: Scope, exchange: Exchange, candidates: Sequence[Deployment], send: Send) -> None:
+        started_at = exchange.now()
+        plan: Plan | None = None
+        failures: list[tuple[Deployment, UpstreamError]] = []
+        here: Here | None = None
+        if type(candidates) is Candidates and candidates.is_lone:
+            step: Try | float | None = Try(candidates[0])  # the plan is made when it is needed
+        else:
+            here, candidates = await self._look(exchange, candidates)
+            plan = self._plan(exchange, candidates, here, started_at)
+            step = _advance(plan, None)
+        refusal: RefusedError | None = None
+        while type(step) is Try:
+            if step.wait_s and await _leaves_within(exchange, step.wait_s):
+                exchange.outcome = "client_left"
+                return
+            outcome: Failure | Full
+            attempt_of = _Attempt(self, scope, exchange, step.deployment, send, started_at, here)
+            try:
+                outcome_or_none = await attempt_of.run()
+            except BadRequestError as error:
+                # This dialect has no such field; another deployment's may.
+                if plan is None or error.code != "unsupported_parameter":
+                    raise
+                refusal = refusal or error
+                outcome_or_none = Failure("unsupported", is_retryable=False)
+            if outcome_or_none is None:
+                return
+            outcome = outcome_or_none
+            if attempt_of.error is not None:
+                failures.append((step.deployment, attempt_of.error))
+            if plan is None:
+                here = Here(self.router, self.draw)
+                plan = self._plan(exchange, candidates, here, started_at)
+                next(plan)
+            step = _advance(plan, outcome)
+        if failures:
+            extra = [(b"x-sidecar-attempts", str(len(exchange.attempts)).encode())]
+            await refuse(exchange, final_error(failures), send, extra)
+        elif refusal is not None:
+            raise refusal
+        else:
+            raise RateLimitedError(
+                "The gateway refused the request: every deployment of this model is at its own limit. "
+                "Wait as 'retry-after' says.",
+                code="deployments_full",
+                retry_after_s=step if type(step) is float else 1.0,
+            )
+
+    def _plan(self, exchange: Exchange, candidates: Sequence[Deployment], here: Here, started_at: float) -> Plan:
+        return attempts(
+            candidates, policy=self.policy, world=here, now=exchange.now, draw=self.draw, started_at=started_at
         )
-        deployment = next(plan)
-        while True:
-            attempt = await exchange.begin_attempt(deployment)
-            gate = _Gate(exchange, attempt, send, can_retry=len(exchange.attempts) <= self.retries)
+
+    async def _look(self, exchange: Exchange, candidates: Sequence[Deployment]) -> tuple[Here, Sequence[Deployment]]:
+        """What the choice depends on besides the board: the request's tags, size and beginning."""
+        if self._version != self.catalog.version:
+            self._version = self.catalog.version
+            self.router.keep(self.catalog.deployments)
+        here = Here(self.router, self.draw, is_counting=self.places is None)
+        if type(candidates) is Candidates:
+            if candidates.has_tags:
+                candidates = candidates.for_tags(exchange.tags or exchange.caller.tags)
+                if not candidates:
+                    raise NotFoundError(
+                        f"The gateway has no deployment of '{exchange.model[:128]}' for requests with these tags. "
+                        "Send the tag of one, or use a key that has it.",
+                        code="no_deployment_for_tags",
+                        param="x-sidecar-tags",
+                    )
+            if candidates.has_limits:
+                is_big = exchange.estimate is None and len(exchange.raw or b"") >= BIG_BYTES
+                tokens_in, tokens_out = await aside(estimate_of, exchange) if is_big else estimate_of(exchange)
+                here.tokens = tokens_in + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS)
+        if exchange.payload is not None and self.router.is_sticky(candidates[0].group):
+            here.home = prefix_of(exchange.payload)
+        return here, candidates
+
+
+class _Attempt:
+    """One call of the app below, and what it tells about the deployment."""
+
+    __slots__ = ("_deployment", "_exchange", "_here", "_is_cut", "_route", "_scope", "_send", "_started_at", "error")
+
+    def __init__(
+        self,
+        route: RouteMiddleware,
+        scope: Scope,
+        exchange: Exchange,
+        deployment: Deployment,
+        send: Send,
+        started_at: float,
+        here: Here | None,
+    ) -> None:
+        self._route = route
+        self._scope = scope
+        self._exchange = exchange
+        self._deployment = deployment
+        self._send = send
+        self._started_at = started_at
+        self._here = here
+        self._is_cut = False
+        self.error: UpstreamError | None = None
+
+    async def run(self) -> Failure | Full | None:
+        """`None`: the answer is out, or nobody wants it."""
+        route, exchange, deployment = self._route, self._exchange, self._deployment
+        health = route.router.health
+        here = self._here
+        taken: Any = None
+        tokens = here.tokens if here is not None else 0
+        if route.places is not None and not deployment.limits.is_empty:
+            name = f"{exchange.exchange_id}.{len(exchange.attempts) + 1}"
+            try:
+                taken = await route.places.take(name, deployment, tokens)
+            except BaseException:
+                health.unknown(deployment)
+                raise
+            if type(taken) is float:
+                health.unknown(deployment)
+                route.router.board.of(deployment).full_until = exchange.now() + taken
+                return Full(taken)
+        live: Live | None = None
+        gate: _Gate | None = None
+        is_reported = False
+        try:
+            attempt = await exchange.begin_attempt(self._in_time())
+            if here is not None:
+                live = route.router.board.started(deployment, attempt.started_at, tokens)
+            can_retry = len(exchange.attempts) <= route.policy.retries
+            gate = _Gate(exchange, attempt, self._send, can_retry=can_retry)
             error: UpstreamError | None = None
             try:
-                await self.app(dict(scope), receive_for(exchange), gate)
+                await route.app(dict(self._scope), receive_for(exchange), gate)
             except UpstreamError as raised:
                 error = attempt.error = raised
             if exchange.client_left:
-                return
-            if error is None and not gate.is_discarded:
-                if attempt.error is None:
-                    health.succeeded(deployment)
-                elif attempt.error.cools_down:
-                    health.failed(deployment, attempt.error.code, exchange.now(), attempt.error.retry_after_s)
-                return
+                return None
+            if gate.discarded is not None:
+                error = attempt.error = gate.discarded
+            if error is None or gate.is_open:
+                is_reported = True
+                self._report(attempt.error)
+                return None
+            self.error = error
             attempt.ended_at = exchange.now()
-            if error is not None and error.cools_down:
-                health.failed(deployment, error.code, exchange.now(), error.retry_after_s)
-            retryable = gate.is_discarded or (error is not None and error.is_retryable)
-            failure = Failure(
-                is_retryable=retryable and not gate.is_open,
-                is_free=isinstance(error, (UpstreamConnectError, UpstreamStaleError)),
-            )
-            try:
-                deployment = plan.send(failure)
-            except StopIteration:
-                if error is not None:
-                    extra = [(b"x-sidecar-attempts", str(len(exchange.attempts)).encode())]
-                    await refuse(exchange, error, send, extra)
-                return
+            is_reported = True
+            self._report(error)
+            return Failure(error.kind, error.is_retryable, isinstance(error, UpstreamStaleError), error.retry_after_s)
+        finally:
+            if not is_reported:
+                health.unknown(deployment)
+            if live is not None and gate is not None:
+                self._measure(live, gate, exchange.attempts[-1], tokens)
+            if taken is not None:
+                usage = exchange.attempts[-1].usage if gate is not None else None
+                used = usage.total if usage is not None and usage.is_known else (0 if self.error is not None else None)
+                await route.places.leave(taken, used)  # type: ignore[union-attr]
+
+    def _in_time(self) -> Deployment:
+        """The deployment, with no more time than the request's deadline leaves."""
+        deployment, policy = self._deployment, self._route.policy
+        timeouts = deployment.timeouts
+        if not self._exchange.attempts and timeouts.total_s <= policy.deadline_s:
+            return deployment
+        left = max(self._started_at + policy.deadline_s - self._exchange.now(), 0.001)
+        if timeouts.total_s <= left:
+            return deployment
+        self._is_cut = True
+        return replace(deployment, timeouts=replace(timeouts, total_s=left))
+
+    def _report(self, error: UpstreamError | None) -> None:
+        health, deployment = self._route.router.health, self._deployment
+        if error is None or not error.cools_down:
+            health.succeeded(deployment)  # it answered; a client's own mistake is no failure of its
+        elif self._is_cut and isinstance(error, UpstreamTimeoutError) and error.phase == "total":
+            health.unknown(deployment)  # our deadline, not its
+        else:
+            health.failed(deployment, error.code, self._exchange.now(), error.retry_after_s, kind=error.kind)
+
+    def _measure(self, live: Live, gate: _Gate, attempt: Attempt, tokens: int) -> None:
+        exchange = self._exchange
+        now = exchange.now()
+        usage = attempt.usage
+        error = attempt.error
+        failed: bool | None = error is not None and error.cools_down
+        if (error is not None and not error.cools_down) or (exchange.client_left and not attempt.is_complete):
+            failed = None
+        self._route.router.board.ended(
+            live,
+            now,
+            took_s=now - attempt.started_at,
+            wait_s=gate.opened_at - attempt.started_at if gate.opened_at and exchange.is_stream else None,
+            used=usage.total if usage.is_known else (0 if error is not None else tokens),
+            output=usage.total_output,
+            reserved=tokens,
+            failed=failed,
+        )
 
 
 class _Gate:
     """Holds an attempt's messages back until its content began or it ended. One per attempt."""
 
-    __slots__ = ("_attempt", "_can_retry", "_exchange", "_held", "_send", "is_discarded", "is_open")
+    __slots__ = ("_attempt", "_can_retry", "_exchange", "_held", "_send", "discarded", "is_open", "opened_at")
 
     def __init__(self, exchange: Exchange, attempt: Attempt, send: Send, *, can_retry: bool) -> None:
         self._exchange = exchange
@@ -131,18 +330,19 @@ class _Gate:
         self._can_retry = can_retry
         self._held: list[Message] = []
         self.is_open = False
-        self.is_discarded = False
+        self.opened_at = 0.0
+        self.discarded: UpstreamError | None = None
 
     def __call__(self, message: Message) -> Awaitable[None]:
         return self._send(message) if self.is_open else self._judge(message)
 
     async def _judge(self, message: Message) -> None:
-        if self.is_discarded:
+        if self.discarded is not None:
             return
         if message["type"] == "http.response.start":
             if message["status"] in _RETRYABLE_STATUSES and self._can_retry and not self._exchange.is_translated:
                 # Without Translate below, the provider's own error answer comes by: try elsewhere instead.
-                self.is_discarded = True
+                self.discarded = self._error(message)
                 self._attempt.status = message["status"]
                 return
             deployment = self._attempt.deployment.deployment_id.encode("latin-1", "replace")
@@ -156,6 +356,75 @@ class _Gate:
         self._held.append(message)
         if self._attempt.content_started or not message.get("more_body", False) or not self._exchange.is_translated:
             self.is_open = True
+            if self._exchange.is_stream:
+                self.opened_at = self._exchange.now()
             for held in self._held:
                 await self._send(held)
             self._held.clear()
+
+    def _error(self, message: Message) -> UpstreamError:
+        head = Head(message["status"], message["headers"])
+        return make_error(
+            self._attempt.deployment.provider,
+            head,
+            kind=kind_of_status(head.status),
+            now=self._exchange.now(),
+            fields={},
+            keeps_names=False,
+        )
+
+
+def _advance(plan: Plan, outcome: Failure | Full | None) -> Try | float | None:
+    """The plan's next try; at its end what it says of room."""
+    try:
+        return next(plan) if outcome is None else plan.send(outcome)
+    except StopIteration as end:
+        said: float | None = end.value
+        return said
+
+
+async def _leaves_within(exchange: Exchange, seconds: float) -> bool:
+    """Wait; true if the client leaves meanwhile."""
+    try:
+        async with asyncio.timeout(seconds):
+            await exchange.inbox.wait_left()
+    except TimeoutError:
+        return False
+    return exchange.client_left
+
+
+def final_error(failures: Sequence[tuple[Deployment, UpstreamError]]) -> UpstreamError:
+    """What the client is told when all attempts failed: of one deployment its own last error, and so for a mistake of
+    the client's; of several, if they agree on a refusal, that; else 503 with each attempt's reason."""
+    last = failures[-1][1]
+    if len(failures) == 1:
+        return last
+    waits = [error.retry_after_s for _, error in failures if error.retry_after_s is not None]
+    is_one_place = len({d.deployment_id for d, _ in failures}) == 1
+    said = {(error.status, error.code) for _, error in failures}
+    reasons = "; ".join(
+        f"{number}. {deployment.deployment_id}: {error.message[:_REASON_CHARS]}"
+        for number, (deployment, error) in enumerate(failures, 1)
+    )
+    if is_one_place and len(said) == 1:
+        last.message = f"{last.message} ({len(failures)} attempts)"
+        last.args = (last.message,)
+        return last
+    if is_one_place or (len(said) == 1 and last.status < 500):
+        last.message = f"{last.message} ({len(failures)} attempts: {reasons})"
+        last.args = (last.message,)
+        return last
+    if not (last.is_retryable or last.cools_down):
+        return last
+    if all(error.status == 429 for _, error in failures):
+        status, type_, code = 429, "rate_limit_error", "rate_limit_exceeded"
+    else:
+        status, type_, code = 503, "service_unavailable", "upstreams_failed"
+    return ProviderError(
+        f"All {len(failures)} attempts failed. {reasons}",
+        kind="rate_limit" if status == 429 else "overloaded",
+        status=status,
+        type=type_,
+        code=code,
+        retry_after_s=min(waits) if waits else None,
+    )

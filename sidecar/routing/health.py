@@ -1,43 +1,153 @@
-"""Cooldowns of deployments: a pause with a reason and an end. Pure: the instant is an argument.
+"""Who is left alone for a while, why and until when: outliers are ejected, then probed with one real call. Pure: the
+instant is an argument.
 
-A lone deployment is never locked out: `available` gives all of them back when every one is cooling down.
+Neighbours: `plan` asks for the healthy ones, RouteMiddleware reports how attempts went. A lone deployment is never
+locked out: where nobody is healthy, the plan asks all the same. A client's own mistake is never reported as a failure.
+`on_change` tells whoever shares pauses with other processes; `learn` takes over what they found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sidecar.types import Deployment
 
+MAX_PAUSE_S = 300.0
+AFTER = 3
+"""So many failures in a row eject."""
+_WINDOW = 20
+_MASK = (1 << _WINDOW) - 1
+_AT_LEAST = 10
+"""So many outcomes must be known before a failing share of half of them ejects."""
+PROBE_S = 60.0
+"""A probe that has not come back after this no longer holds others off."""
+_AT_ONCE = frozenset({"rate_limit", "quota", "authentication"})
+"""What the provider says of itself: no need to hear it thrice."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Cooldown:
+    """`probe_until_at`: one call is finding out whether it is over."""
+
     until_at: float
     reason: str
+    probe_until_at: float = 0.0
+
+
+class _Record:
+    """Outcomes since the first failure: the last twenty as bits (1 failed), how many are known, failures in a row."""
+
+    __slots__ = ("bits", "in_a_row", "known")
+
+    def __init__(self) -> None:
+        self.bits = 0
+        self.known = 0
+        self.in_a_row = 0
+
+
+OnChange = Callable[[str, "Cooldown | None"], None]
 
 
 class Health:
-    """One per process. Bounded by the number of configured deployments."""
+    """One per process. Bounded by the number of configured deployments (`keep`)."""
 
-    def __init__(self, cooldown_s: float = 5.0) -> None:
+    def __init__(self, cooldown_s: float = 5.0, *, after: int = AFTER, on_change: OnChange | None = None) -> None:
         self._cooldown_s = cooldown_s
+        self._after = after
         self._cooling: dict[str, Cooldown] = {}
+        self._records: dict[str, _Record] = {}
+        self.on_change = on_change
 
-    def failed(self, deployment: Deployment, reason: str, now: float, retry_after_s: float | None = None) -> None:
-        pause = self._cooldown_s if retry_after_s is None else min(max(retry_after_s, self._cooldown_s), 300.0)
-        self._cooling[deployment.deployment_id] = Cooldown(now + pause, reason)
+    def failed(
+        self,
+        deployment: Deployment,
+        reason: str,
+        now: float,
+        retry_after_s: float | None = None,
+        *,
+        kind: str = "server",
+    ) -> None:
+        """The deployment's own fault. `retry_after_s` is what its provider asked for."""
+        name = deployment.deployment_id
+        record = self._records.get(name)
+        if record is None:
+            record = self._records[name] = _Record()
+        record.bits = (record.bits << 1 | 1) & _MASK
+        record.known = min(record.known + 1, _WINDOW)
+        record.in_a_row += 1
+        is_outlier = (
+            kind in _AT_ONCE
+            or retry_after_s is not None
+            or name in self._cooling
+            or record.in_a_row >= self._after
+            or (record.known >= _AT_LEAST and 2 * record.bits.bit_count() >= record.known)
+        )
+        if is_outlier:
+            pause = self._cooldown_s if retry_after_s is None else max(retry_after_s, self._cooldown_s)
+            cooldown = self._cooling[name] = Cooldown(now + min(pause, MAX_PAUSE_S), reason)
+            if self.on_change is not None:
+                self.on_change(name, cooldown)
 
     def succeeded(self, deployment: Deployment) -> None:
-        if self._cooling:
-            self._cooling.pop(deployment.deployment_id, None)
+        """It answered, if only that the client was wrong."""
+        if not self._records and not self._cooling:
+            return
+        name = deployment.deployment_id
+        record = self._records.get(name)
+        if record is not None:
+            record.bits = record.bits << 1 & _MASK
+            record.known = min(record.known + 1, _WINDOW)
+            record.in_a_row = 0
+            if not record.bits:
+                del self._records[name]
+        if self._cooling.pop(name, None) is not None:
+            # Half-open was passed: it starts anew, what failed before does not count against it.
+            self._records.pop(name, None)
+            if self.on_change is not None:
+                self.on_change(name, None)
+
+    def unknown(self, deployment: Deployment) -> None:
+        """The attempt says nothing (its client left): the next may probe."""
+        cooldown = self._cooling.get(deployment.deployment_id)
+        if cooldown is not None:
+            cooldown.probe_until_at = 0.0
 
     def cooling(self, now: float) -> dict[str, Cooldown]:
-        return {name: c for name, c in self._cooling.items() if c.until_at > now}
+        """Who pauses, or is on trial after a pause."""
+        return {name: c for name, c in self._cooling.items() if c.until_at > now or c.probe_until_at > now}
 
-    def available(self, deployments: Sequence[Deployment], now: float) -> Sequence[Deployment]:
-        """Those not cooling down; all of them if that leaves none."""
+    def healthy(self, deployments: Sequence[Deployment], now: float) -> Sequence[Deployment]:
+        """Those that do not pause and are not on trial; maybe none."""
         if not self._cooling:
             return deployments
-        cooling = self.cooling(now)
-        return [d for d in deployments if d.deployment_id not in cooling] or deployments
+        cooling = self._cooling
+        return [d for d in deployments if d.deployment_id not in cooling]
+
+    def probe(self, deployments: Sequence[Deployment], now: float) -> Deployment | None:
+        """One whose pause is over and that nobody is trying: the caller's attempt is its trial."""
+        if not self._cooling:
+            return None
+        for deployment in deployments:
+            cooldown = self._cooling.get(deployment.deployment_id)
+            if cooldown is not None and cooldown.until_at <= now and cooldown.probe_until_at <= now:
+                cooldown.probe_until_at = now + PROBE_S
+                return deployment
+        return None
+
+    def learn(self, name: str, cooldown: Cooldown | None) -> None:
+        """What another process found out; tells nobody."""
+        if cooldown is None:
+            self._cooling.pop(name, None)
+            self._records.pop(name, None)
+        else:
+            known = self._cooling.get(name)
+            if known is None or known.until_at < cooldown.until_at:
+                self._cooling[name] = Cooldown(cooldown.until_at, cooldown.reason)
+
+    def keep(self, ids: Iterable[str]) -> None:
+        """Forget deployments that are no longer configured."""
+        known = set(ids)
+        for table in (self._cooling, self._records):
+            for name in [name for name in table if name not in known]:
+                del table[name]

@@ -1,69 +1,195 @@
-"""The ordered attempts of one request, as a generator: it yields a deployment, is sent how that went. Pure.
+"""The ordered attempts of one request, as a generator: it yields a try, is sent how that went. Pure.
 
-    plan = attempts(candidates, retries=2, draw=random.random, available=...)
-    deployment = next(plan)
-    deployment = plan.send(Failure(is_retryable=True, is_free=False))   # StopIteration: give up
+    plan = attempts(candidates, policy=Policy(retries=2), world=router, now=clock, draw=random.random)
+    step = next(plan)                                  # Try(deployment, wait_s)
+    step = plan.send(Failure("server"))                # StopIteration: give up
+    step = plan.send(Full(wait_s=3.0))                 # its own limits are full: another, at no cost
 
-Levels (`order`) are used up before the next level, the asked-for group before its fallbacks; within a level by weight.
+Levels are used up in order: the asked-for group by `order`, then its fallbacks. Within a level the world chooses. A
+deployment that was tried comes again only when no other is left, after a wait. One budget of attempts and one deadline
+span everything. Returns the seconds after which one that was full has room, if all that is left are full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
+from sidecar.routing.candidates import Candidates, Levels, levels_of
 from sidecar.types import Deployment
+
+ELSEWHERE = frozenset({"authentication", "quota", "permission", "not_found", "unsupported"})
+"""Kinds of errors another deployment may not have, but the same will have again."""
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """`retries`: further attempts over the whole request. `retry_on`: at most so many of them after errors of a kind.
+    Waits grow from `backoff_s`, with full jitter; one longer than `max_wait_s` is left to the client."""
+
+    retries: int = 2
+    deadline_s: float = 600.0
+    retry_on: Mapping[str, int] = field(default_factory=dict)
+    backoff_s: float = 0.5
+    max_wait_s: float = 10.0
+
+
+@dataclass(slots=True)
+class Try:
+    deployment: Deployment
+    wait_s: float = 0.0
+
+
+@dataclass(slots=True)
 class Failure:
-    """How an attempt failed. `is_free`: nothing was sent, so a retry cannot bill twice."""
+    """How an attempt failed. `kind` as in `errors.ErrorKind`. `is_free`: a kept connection was stale, nothing was sent
+    and nobody is to blame, so no wait."""
 
-    is_retryable: bool
+    kind: str = "server"
+    is_retryable: bool = True
     is_free: bool = False
+    retry_after_s: float | None = None
 
 
-Available = Callable[[Sequence[Deployment]], Sequence[Deployment]]
+@dataclass(slots=True)
+class Full:
+    """The deployment's own limits have no room for `wait_s` seconds."""
+
+    wait_s: float
 
 
-def weighted(deployments: Sequence[Deployment], draw: float) -> Deployment:
-    """One of them, by weight; `draw` is in [0, 1)."""
-    if len(deployments) == 1:
-        return deployments[0]
-    total = sum(d.weight for d in deployments)
-    point = draw * total
-    for deployment in deployments:
-        point -= deployment.weight
-        if point < 0:
-            return deployment
-    return deployments[-1]
+class World(Protocol):
+    """What the plan asks about deployments; the router in a gateway, a script in a test."""
+
+    def healthy(self, deployments: Sequence[Deployment], now: float) -> Sequence[Deployment]: ...
+    def probe(self, deployments: Sequence[Deployment], now: float) -> Deployment | None: ...
+    def room_in_s(self, deployment: Deployment, now: float) -> float: ...
+    def choose(self, deployments: Sequence[Deployment], now: float) -> Deployment: ...
+
+
+Key = tuple[str, str]
+
+
+def _key(deployment: Deployment) -> Key:
+    # Two models of one wildcard deployment are two places.
+    return deployment.deployment_id, deployment.model
+
+
+class _State:
+    """What the plan remembers between two tries."""
+
+    __slots__ = ("dead", "full", "ready_at", "tried")
+
+    def __init__(self) -> None:
+        self.tried: set[Key] = set()
+        self.dead: set[Key] = set()
+        self.ready_at: dict[Key, float] = {}
+        self.full: dict[Key, float] = {}
 
 
 def attempts(
-    candidates: Sequence[Deployment], *, retries: int, draw: Callable[[], float], available: Available
-) -> Generator[Deployment, Failure, None]:
-    """At most `1 + retries` dispatches over the whole request, fallbacks included. Untried deployments come first;
-    when all were tried, the best level is tried again."""
-    if len(candidates) == 1:
-        for _ in range(retries + 1):
-            failure = yield candidates[0]
-            if not failure.is_retryable:
-                return
-        return
-    left = retries + 1
-    tried: set[str] = set()
-    while left:
-        fresh = [d for d in candidates if d.deployment_id not in tried]
-        if not fresh:
-            tried.clear()
-            fresh = list(candidates)
-        healthy = available(fresh)
-        first = healthy[0]
-        # The asked-for group stands first in `candidates`; its best level wins.
-        level = min(d.order for d in healthy if d.group == first.group)
-        chosen = weighted([d for d in healthy if d.group == first.group and d.order == level], draw())
-        tried.add(chosen.deployment_id)
-        failure = yield chosen
+    candidates: Sequence[Deployment],
+    *,
+    policy: Policy,
+    world: World,
+    now: Callable[[], float],
+    draw: Callable[[], float],
+    started_at: float | None = None,
+) -> Generator[Try, Failure | Full, float | None]:
+    at = now()
+    deadline_at = (at if started_at is None else started_at) + policy.deadline_s
+    ways = candidates if type(candidates) is Candidates else None
+    levels = ways.levels if ways is not None else levels_of(candidates)
+    has_limits = ways.has_limits if ways is not None else True
+    other_ways: dict[str, Levels] = dict(ways.ways) if ways is not None and ways.ways else {}
+    left = policy.retries + 1
+    state = _State()
+    counts: dict[str, int] = {}
+    wait_s = 0.0
+    chosen: Deployment | None = None
+    while True:
+        if has_limits:
+            _ask_room(levels, state, world, at)
+        # A trial that fails must not be the client's last chance.
+        chosen, ready_at = _next(levels, state, world, at, may_probe=left > 1)
+        if chosen is None:
+            return _earliest(state, at)
+        wait_s = max(ready_at - at, 0.0)
+        if wait_s > policy.max_wait_s or at + wait_s >= deadline_at:
+            return None
+        outcome = yield Try(chosen, wait_s)
+        at = now()
+        key = _key(chosen)
+        if type(outcome) is Full:
+            state.full[key] = at + outcome.wait_s
+            continue
+        assert type(outcome) is Failure
+        state.tried.add(key)
+        kind = outcome.kind
+        counts[kind] = counts.get(kind, 0) + 1
         left -= 1
-        if not failure.is_retryable:
-            return
+        if left <= 0 or at >= deadline_at or counts[kind] > policy.retry_on.get(kind, policy.retries):
+            return None
+        if kind in other_ways:
+            # Once each, so two ways cannot send a request to and fro.
+            levels = other_ways.pop(kind)
+            continue
+        if kind in ELSEWHERE:
+            state.dead.add(key)
+        elif not outcome.is_retryable:
+            return None
+        state.ready_at[key] = at + _pause(outcome, policy, draw, policy.retries - left)
+
+
+def _pause(outcome: Failure, policy: Policy, draw: Callable[[], float], exponent: int) -> float:
+    """Before the same deployment is asked again: what its provider says, else full jitter."""
+    if outcome.is_free:
+        return 0.0
+    if outcome.retry_after_s is not None:
+        return outcome.retry_after_s
+    return draw() * min(policy.backoff_s * 2.0**exponent, policy.max_wait_s)
+
+
+def _next(
+    levels: Levels, state: _State, world: World, at: float, *, may_probe: bool
+) -> tuple[Deployment | None, float]:
+    """The deployment of the next try and when it may begin."""
+    spare: Sequence[Deployment] = ()
+    tried, full = state.tried, state.full
+    for level in levels:
+        fresh: Sequence[Deployment] = level
+        if tried or full:
+            fresh = [d for d in level if _key(d) not in tried and _key(d) not in full]
+        if not fresh:
+            continue
+        if may_probe and (probed := world.probe(fresh, at)) is not None:
+            return probed, at
+        healthy = world.healthy(fresh, at)
+        if healthy:
+            return (healthy[0] if len(healthy) == 1 else world.choose(healthy, at)), at
+        spare = spare or fresh
+    if spare:
+        # All that were not tried yet pause. Nobody is locked out for that.
+        return world.choose(spare, at), at
+    again = [
+        d for level in levels for d in level if _key(d) in tried and _key(d) not in state.dead and _key(d) not in full
+    ]
+    if not again:
+        return None, at
+    ready_at = state.ready_at
+    soonest = min(again, key=lambda d: ready_at.get(_key(d), at))
+    return soonest, ready_at.get(_key(soonest), at)
+
+
+def _ask_room(levels: Levels, state: _State, world: World, at: float) -> None:
+    for level in levels:
+        for deployment in level:
+            if not deployment.limits.is_empty:
+                key = _key(deployment)
+                if key not in state.full and (wait_s := world.room_in_s(deployment, at)) > 0:
+                    state.full[key] = at + wait_s
+
+
+def _earliest(state: _State, at: float) -> float | None:
+    return max(min(state.full.values()) - at, 0.0) if state.full else None

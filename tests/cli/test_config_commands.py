@@ -83,8 +83,8 @@ def test_check_without_a_file_uses_the_keys_of_the_environment() -> None:
             "no price known: refused under a budget; give it a price, or price: free",
         ),
         (
-            "models: [{name: a, deployments: [{provider: vllm, model: zz, limits: {rpm: 1}}]}]\n",
-            "limits of a deployment are read but not enforced yet",
+            "server: {workers: 2}\nmodels: [{name: a, deployments: [{provider: vllm, model: zz, limits: {rpm: 1}}]}]\n",
+            "limits of deployments hold per worker without store.redis_url",
         ),
     ],
 )

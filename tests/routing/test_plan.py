@@ -6,88 +6,109 @@ from collections.abc import Sequence
 
 import pytest
 
-from sidecar.errors import NotFoundError, PermissionDeniedError
-from sidecar.routing.catalog import Catalog
-from sidecar.routing.health import Health
-from sidecar.routing.plan import Failure, attempts, weighted
-from sidecar.types import Deployment, Identity
+from sidecar.routing.candidates import Candidates
+from sidecar.routing.plan import Failure, Full, Policy
+from sidecar.types import Deployment, Limits
+from tests.routing.support import Script, deployment, dialogue
 
-RETRY = Failure(is_retryable=True)
-FATAL = Failure(is_retryable=False)
-
-
-def deployment(name: str, group: str = "g", **options: object) -> Deployment:
-    return Deployment(name, group, "openai", name, "http://127.0.0.1:9", **options)  # type: ignore[arg-type]
-
-
-def dialogue(
-    candidates: Sequence[Deployment], outcomes: Sequence[Failure], *, retries: int = 2, draw: float = 0.0
-) -> list[str]:
-    plan = attempts(candidates, retries=retries, draw=lambda: draw, available=lambda d: d)
-    tried = [next(plan).deployment_id]
-    for outcome in outcomes:
-        try:
-            tried.append(plan.send(outcome).deployment_id)
-        except StopIteration:
-            return [*tried, "stop"]
-    return tried
-
+RETRY = Failure("server")
+FATAL = Failure("bad_request", is_retryable=False)
+BUSY = Failure("rate_limit", retry_after_s=3.0)
+LONG = Failure("rate_limit", retry_after_s=60.0)
+STALE = Failure("connection", is_free=True)
+KEY = Failure("authentication", is_retryable=False)
+GONE = Failure("not_found", is_retryable=False)
+CONTEXT = Failure("context_window", is_retryable=False)
+POLICY = Failure("content_policy", is_retryable=False)
 
 A, B, C = deployment("a"), deployment("b"), deployment("c", order=2)
-F = deployment("f", "fallback")
+L = deployment("l", limits=Limits(rpm=1))
+M = deployment("m", limits=Limits(rpm=1))
+F, BIG, MILD = deployment("f", "fallback"), deployment("big", "big"), deployment("mild", "mild")
+WAYS = Candidates.of([[A, B], [F]], {"context_window": [[BIG]], "content_policy": [[MILD]]})
 
-DIALOGUES = [
-    ("a lone deployment is retried", [A], [RETRY, RETRY, RETRY], ["a", "a", "a", "stop"]),
+DIALOGUES: list[tuple[str, Sequence[Deployment], list[Failure | Full], list[str]]] = [
+    ("a lone deployment is retried, waits growing", [A], [RETRY] * 3, ["a", "+0.5", "a", "+1", "a", "stop"]),
     ("a fatal error ends the plan", [A, B], [FATAL], ["a", "stop"]),
-    ("another healthy one comes before the same again", [A, B], [RETRY, RETRY], ["a", "b", "a"]),
-    ("a level is used up before the next", [C, A, B], [RETRY, RETRY, RETRY], ["a", "b", "c", "stop"]),
+    ("no wait while another is left, then the first again", [A, B], [RETRY, RETRY], ["a", "b", "+0.5", "a"]),
+    ("a level is used up before the next", [C, A, B], [RETRY] * 3, ["a", "b", "c", "stop"]),
     ("fallbacks come after the group", [A, F], [RETRY, FATAL], ["a", "f", "stop"]),
-    ("the attempt budget spans fallbacks", [A, B, C, F], [RETRY, RETRY, RETRY], ["a", "b", "c", "stop"]),
-]
+    ("the attempt budget spans fallbacks", [A, B, C, F], [RETRY] * 3, ["a", "b", "c", "stop"]),
+    ("a wait is as long as the provider asks", [A], [BUSY], ["a", "+3", "a"]),
+    ("a wait that is too long is left to the client", [A], [LONG], ["a", "stop"]),
+    ("but not while another is left", [A, B], [LONG], ["a", "b"]),
+    ("the one that is ready first comes again", [A, B], [BUSY, RETRY], ["a", "b", "+1", "b"]),
+    ("a stale connection is tried again at once", [A], [STALE], ["a", "a"]),
+    ("a bad credential is tried elsewhere", [A, B], [KEY, KEY], ["a", "b", "stop"]),
+    ("and never again at the same", [A], [KEY], ["a", "stop"]),
+    ("nor is a model that is not there", [A, B], [GONE, RETRY], ["a", "b", "+1", "b"]),
+    ("an unknown field is tried elsewhere", [A, B], [Failure("unsupported", is_retryable=False)], ["a", "b"]),
+    ("too long: the bigger model, not the sibling", WAYS, [CONTEXT], ["a", "big"]),
+    ("too long there as well: stop", WAYS, [CONTEXT, CONTEXT], ["a", "big", "stop"]),
+    ("refused by policy: the other group", WAYS, [POLICY, FATAL], ["a", "mild", "stop"]),
+    ("one way after the other, never back", WAYS, [CONTEXT, POLICY, RETRY], ["a", "big", "mild", "stop"]),
+    ("full ones cost no attempt", [L, M, B], [Full(5), Full(4), RETRY, RETRY], ["l", "m", "b", "+0.5", "b", "+1", "b"]),
+    ("all full: the soonest is told", [L, M], [Full(5), Full(4)], ["l", "m", "full 4"]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "candidates", "outcomes", "expected"), DIALOGUES, ids=[d[0] for d in DIALOGUES])
-def test_dialogue(name: str, candidates: list[Deployment], outcomes: list[Failure], expected: list[str]) -> None:
+def test_dialogue(
+    name: str, candidates: Sequence[Deployment], outcomes: list[Failure | Full], expected: list[str]
+) -> None:
     assert dialogue(candidates, outcomes) == expected
 
 
-def test_weights_share_the_draw() -> None:
-    heavy, light = deployment("heavy", weight=3.0), deployment("light")
-    picks = [weighted([heavy, light], i / 400).deployment_id for i in range(400)]
-    assert picks.count("heavy") == 300
+WORLDS: list[tuple[str, Sequence[Deployment], Script, list[Failure | Full], list[str]]] = [
+    ("one that pauses is passed over", [A, B], Script(pausing=["a"]), [], ["b"]),
+    ("also for a later level and a fallback", [A, F], Script(pausing=["a"]), [RETRY], ["f", "a"]),
+    ("all pause: asked all the same", [A, B], Script(pausing=["a", "b"]), [RETRY], ["a", "b"]),
+    ("a lone one that pauses is asked", [A], Script(pausing=["a"]), [], ["a"]),
+    ("a trial comes first", [A, B], Script(pausing=["b"], due=["b"]), [RETRY], ["b", "a"]),
+    ("but not of a level nobody needs", [A, C], Script(pausing=["c"], due=["c"]), [], ["a"]),
+    ("one at its own limit is passed over", [L, M], Script(full={"l": 9}), [], ["m"]),
+    ("all at their limits: nothing is tried", [L, M], Script(full={"l": 9, "m": 7}), [], ["full 7"]),
+    ("a limit is no reason to try the failed one less", [A, L], Script(full={"l": 9}), [RETRY], ["a", "+0.5", "a"]),
+]
 
 
-def test_a_cooling_deployment_is_passed_over_until_its_time_but_a_lone_one_never() -> None:
-    health = Health(cooldown_s=5)
-    health.failed(A, "upstream_broken", now=100.0)
-    assert health.available([A, B], 104.9) == [B]
-    assert health.available([A, B], 105.0) == [A, B]
-    assert health.available([A], 101.0) == [A]
-    assert health.cooling(101.0)["a"].reason == "upstream_broken"
-    health.succeeded(A)
-    assert health.available([A, B], 101.0) == [A, B]
+@pytest.mark.parametrize(("name", "candidates", "world", "outcomes", "expected"), WORLDS, ids=[w[0] for w in WORLDS])
+def test_dialogue_about_health_and_room(
+    name: str, candidates: Sequence[Deployment], world: Script, outcomes: list[Failure | Full], expected: list[str]
+) -> None:
+    assert dialogue(candidates, outcomes, world=world) == expected
 
 
-def test_candidates_close_over_aliases_and_fallbacks_without_loops() -> None:
-    catalog = Catalog([A, F], fallbacks={"g": ["fallback"], "fallback": ["g"]}, aliases={"nick": "g"})
-    assert [d.deployment_id for d in catalog.candidates("nick", Identity("k"))] == ["a", "f"]
-    assert [d.deployment_id for d in catalog.candidates("g", Identity("k", models=("g",)))] == ["a"]
+def test_the_last_attempt_is_no_trial() -> None:
+    world = Script(pausing=["b"], due=["b"])
+    assert dialogue([A, B], [], world=world, policy=Policy(retries=0)) == ["a"]
+    assert world.due == ["b"], "nobody took it"
 
 
-def test_unknown_and_forbidden_names_are_refused_without_listing_others() -> None:
-    catalog = Catalog([A])
-    with pytest.raises(NotFoundError) as unknown:
-        catalog.candidates("nope", Identity("k"))
-    assert "'g'" not in unknown.value.message
-    with pytest.raises(PermissionDeniedError) as denied:
-        catalog.candidates("g", Identity("k", models=("other",)))
-    assert "other" not in denied.value.message
+def test_a_kind_may_be_retried_less_often_than_others() -> None:
+    policy = Policy(retries=5, retry_on={"timeout": 0, "rate_limit": 1})
+    assert dialogue([A, B], [Failure("timeout")], policy=policy) == ["a", "stop"]
+    assert dialogue([A, B], [BUSY, BUSY], policy=policy) == ["a", "b", "stop"]
+    assert dialogue([A, B], [RETRY, BUSY, RETRY], policy=policy) == ["a", "b", "+0.5", "a", "+2", "a"]
 
 
-@pytest.mark.parametrize("name", ["openai/", "openai/*", "other/gpt", "openai"])
-def test_a_wildcard_group_serves_only_whole_names_below_it(name: str) -> None:
-    catalog = Catalog([Deployment("w", "openai/*", "openai", "*", "http://127.0.0.1:9")])
-    with pytest.raises(NotFoundError):
-        catalog.candidates(name, Identity("k"))
-    (found,) = catalog.candidates("openai/gpt-4o", Identity("k"))
-    assert found.model == "gpt-4o"
+def test_one_deadline_spans_attempts_and_waits() -> None:
+    policy = Policy(retries=9, deadline_s=10.0)
+    assert dialogue([A, B], [RETRY] * 9, policy=policy, takes_s=4.0) == ["a", "b", "a", "stop"]
+    assert dialogue([A], [BUSY] * 9, policy=policy, takes_s=1.0) == ["a", "+3", "a", "+3", "a", "stop"]
+
+
+def test_waits_have_full_jitter_and_a_ceiling() -> None:
+    policy = Policy(retries=9, backoff_s=0.5, max_wait_s=2.0)
+    said = dialogue([A], [RETRY] * 6, policy=policy)
+    assert [word for word in said if word.startswith("+")] == ["+0.5", "+1", "+2", "+2", "+2", "+2"]
+    assert dialogue([A], [RETRY] * 2, policy=policy, draw=0.5) == ["a", "+0.25", "a", "+0.5", "a"]
+    assert dialogue([A], [RETRY] * 2, policy=policy, draw=0.0) == ["a", "a", "a"]
+
+
+def test_two_models_of_one_wildcard_deployment_are_two_places() -> None:
+    one = Deployment("openai#0", "openai/*", "openai", "gpt-4o", "http://127.0.0.1:9")
+    two = Deployment("openai#0", "openai/*", "openai", "gpt-4o-mini", "http://127.0.0.1:9")
+    assert len(Candidates.of([[one], [two]])) == 2
+    assert Candidates.of([[one], [two]]).levels == ((one,), (two,)), "the fallback is a level of its own"
+    assert dialogue(Candidates.of([[one], [two]]), [RETRY, FATAL]) == ["openai#0", "openai#0", "stop"]

@@ -1,0 +1,80 @@
+"""The deployments that may serve one request, in levels: the asked-for group by `order`, then its fallbacks. Pure.
+
+Neighbours: `catalog` makes them, Budget prices all of them, `plan` goes through the levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from sidecar.types import Deployment
+
+Levels = tuple[tuple[Deployment, ...], ...]
+_NO_WAYS: Mapping[str, Levels] = MappingProxyType({})
+
+
+def levels_of(deployments: Iterable[Deployment]) -> Levels:
+    """By group, in the order they come, then by `order`."""
+    groups: dict[str, list[Deployment]] = {}
+    for deployment in deployments:
+        groups.setdefault(deployment.group, []).append(deployment)
+    return tuple(level for members in groups.values() for level in _by_order(members))
+
+
+def _by_order(members: Sequence[Deployment]) -> Iterable[tuple[Deployment, ...]]:
+    for order in sorted({d.order for d in members}):
+        yield tuple(d for d in members if d.order == order)
+
+
+class Candidates(tuple[Deployment, ...]):
+    """All of them once, so it is the tuple everybody else reads. `levels` are the usual way, `ways` what is tried
+    instead after an error of a kind (context_window, content_policy). `is_lone`: one place without limits or tags."""
+
+    levels: Levels
+    ways: Mapping[str, Levels]
+    has_limits: bool
+    has_tags: bool
+    is_lone: bool
+
+    @classmethod
+    def of(
+        cls, groups: Sequence[Sequence[Deployment]], ways: Mapping[str, Sequence[Sequence[Deployment]]] = _NO_WAYS
+    ) -> Candidates:
+        """`groups`: the asked-for one first. Each group is levels of its own, also if two are of one wildcard."""
+        levels = _levels(groups)
+        others = {kind: _levels(found) for kind, found in ways.items() if found}
+        return cls._made(levels, others)
+
+    @classmethod
+    def _made(cls, levels: Levels, ways: Mapping[str, Levels]) -> Candidates:
+        every: dict[tuple[str, str], Deployment] = {}
+        for way in (levels, *ways.values()):
+            for level in way:
+                for deployment in level:
+                    every.setdefault((deployment.deployment_id, deployment.model), deployment)
+        made = cls(every.values())
+        made.levels, made.ways = levels, {kind: found for kind, found in ways.items() if found}
+        made.has_limits = any(not d.limits.is_empty for d in made)
+        made.has_tags = any(d.tags for d in made)
+        made.is_lone = len(made) == 1 and not made.has_limits and not made.has_tags
+        return made
+
+    def for_tags(self, tags: Sequence[str]) -> Candidates:
+        """Those a request with these tags may use. One that carries a tag serves only requests that have one of its
+        tags; where any deployment has one of the request's, only such serve it: a region is left for no fallback."""
+        wanted = set(tags)
+        is_meant = any(not wanted.isdisjoint(d.tags) for d in self)
+
+        def kept(levels: Levels) -> Levels:
+            found = (
+                tuple(d for d in level if (not wanted.isdisjoint(d.tags) if is_meant else not d.tags))
+                for level in levels
+            )
+            return tuple(level for level in found if level)
+
+        return self._made(kept(self.levels), {kind: kept(levels) for kind, levels in self.ways.items()})
+
+
+def _levels(groups: Sequence[Sequence[Deployment]]) -> Levels:
+    return tuple(level for members in groups for level in _by_order(members))

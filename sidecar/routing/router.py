@@ -1,0 +1,92 @@
+"""What the plan asks about deployments, answered from board, health and the strategy of the group. Pure.
+
+Neighbours: `plan` asks, RouteMiddleware holds one per process and reports how attempts went.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from sidecar.routing.affinity import at_home
+from sidecar.routing.board import Board
+from sidecar.routing.health import Health
+from sidecar.routing.strategies import STRATEGIES, Strategy
+from sidecar.types import Deployment
+
+
+class Router:
+    """`strategies` by group name, `strategy` for all others: names out of `strategies.STRATEGIES`. `affinity`: requests
+    with the same beginning stay together; `affinities` says it of single groups."""
+
+    def __init__(
+        self,
+        *,
+        strategy: str = "weighted",
+        strategies: Mapping[str, str] | None = None,
+        affinity: bool = False,
+        affinities: Mapping[str, bool] | None = None,
+        health: Health | None = None,
+        board: Board | None = None,
+    ) -> None:
+        self.health = health if health is not None else Health()
+        self.board = board if board is not None else Board()
+        self._default = STRATEGIES[strategy]
+        self._by_group = {group: STRATEGIES[name] for group, name in (strategies or {}).items()}
+        self._affinity = affinity
+        self._affinities = dict(affinities or {})
+
+    def is_sticky(self, group: str) -> bool:
+        return self._affinities.get(group, self._affinity) if self._affinities else self._affinity
+
+    def choose(
+        self, deployments: Sequence[Deployment], now: float, draw: Callable[[], float], home: int | None = None
+    ) -> Deployment:
+        first = deployments[0]
+        if len(deployments) == 1:
+            return first
+        if home is not None and self.is_sticky(first.group):
+            return at_home(home, deployments, self.board)
+        strategy: Strategy = self._by_group.get(first.group, self._default) if self._by_group else self._default
+        return strategy(deployments, self.board, now, draw)
+
+    def keep(self, deployments: Iterable[Deployment]) -> None:
+        """Forget all others: the configuration changed."""
+        ids = {d.deployment_id for d in deployments}
+        self.board.keep(ids)
+        self.health.keep(ids)
+
+
+class Here:
+    """The plan's view for one request: `tokens` it may use, `home` of its beginning."""
+
+    __slots__ = ("_draw", "_router", "home", "is_counting", "tokens")
+
+    def __init__(
+        self,
+        router: Router,
+        draw: Callable[[], float],
+        *,
+        tokens: int = 0,
+        home: int | None = None,
+        is_counting: bool = True,
+    ) -> None:
+        self._router = router
+        self._draw = draw
+        self.tokens = tokens
+        self.home = home
+        self.is_counting = is_counting
+
+    def healthy(self, deployments: Sequence[Deployment], now: float) -> Sequence[Deployment]:
+        return self._router.health.healthy(deployments, now)
+
+    def probe(self, deployments: Sequence[Deployment], now: float) -> Deployment | None:
+        return self._router.health.probe(deployments, now)
+
+    def room_in_s(self, deployment: Deployment, now: float) -> float:
+        board = self._router.board
+        if not self.is_counting:  # a store counts for all processes; here only what it said last is known
+            return max(board.of(deployment).full_until - now, 0.0)
+        return board.room_in_s(deployment, self.tokens, now)
+
+    def choose(self, deployments: Sequence[Deployment], now: float) -> Deployment:
+        return self._router.choose(deployments, now, self._draw, self.home)

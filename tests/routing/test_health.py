@@ -1,0 +1,123 @@
+"""Who pauses, why, until when; trials; what other processes say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidecar.routing.health import AFTER, Cooldown, Health
+from tests.routing.support import deployment
+
+A, B = deployment("a"), deployment("b")
+
+
+def fail(health: Health, times: int = AFTER, now: float = 100.0) -> None:
+    for _ in range(times):
+        health.failed(A, "upstream_broken", now)
+
+
+def test_failures_in_a_row_make_a_pause_with_reason_and_end() -> None:
+    health = Health(cooldown_s=5)
+    fail(health, AFTER - 1)
+    assert health.healthy([A, B], 100.0) == [A, B], "one failure is no outage"
+    fail(health, 1)
+    assert health.healthy([A, B], 104.9) == [B]
+    assert health.cooling(101.0)["a"].reason == "upstream_broken"
+    assert health.cooling(101.0)["a"].until_at == 105.0
+    assert health.healthy([A], 101.0) == []
+
+
+def test_a_success_between_begins_the_row_anew() -> None:
+    health = Health()
+    for _ in range(8):
+        health.failed(A, "upstream_broken", 100.0)
+        health.succeeded(A)
+        health.succeeded(A)
+    assert health.healthy([A], 100.0) == [A]
+
+
+def test_half_of_the_last_calls_failing_is_an_outlier() -> None:
+    health = Health()
+    for _ in range(10):
+        health.failed(A, "upstream_broken", 100.0)
+        if not health.healthy([A], 100.0):
+            break
+        health.succeeded(A)
+    assert health.cooling(100.0)["a"].reason == "upstream_broken"
+
+
+def test_a_provider_that_says_so_itself_pauses_at_once_as_long_as_it_says() -> None:
+    for kind in ("rate_limit", "quota", "authentication"):
+        health = Health(cooldown_s=5)
+        health.failed(A, kind, 100.0, kind=kind)
+        assert health.cooling(100.0)["a"].until_at == 105.0
+    health.failed(A, "rate_limit_exceeded", 100.0, 42.0, kind="rate_limit")
+    assert health.cooling(100.0)["a"].until_at == 142.0
+    health.failed(A, "rate_limit_exceeded", 100.0, 86_400.0, kind="rate_limit")
+    assert health.cooling(100.0)["a"].until_at == 400.0, "but not for a day"
+
+
+def test_after_the_pause_one_call_is_the_trial_and_all_others_wait_for_it() -> None:
+    health = Health(cooldown_s=5)
+    fail(health)
+    assert health.probe([A, B], 104.9) is None
+    assert health.probe([A, B], 105.0) is A
+    assert health.probe([A, B], 105.1) is None
+    assert health.healthy([A, B], 105.1) == [B]
+    health.succeeded(A)
+    assert health.healthy([A, B], 105.2) == [A, B]
+    fail(health, 1, 106.0)
+    assert health.healthy([A, B], 106.0) == [A, B], "what failed before the trial no longer counts"
+
+
+def test_a_failed_trial_is_a_new_pause_as_long_as_the_first() -> None:
+    health = Health(cooldown_s=5)
+    fail(health)
+    for number in range(1, 5):
+        at = 100.0 + 5 * number
+        assert health.probe([A], at) is A
+        fail(health, 1, at)
+        assert health.cooling(at)["a"].until_at == at + 5
+
+
+def test_a_trial_that_says_nothing_or_never_ends_makes_room_for_the_next() -> None:
+    health = Health(cooldown_s=5)
+    fail(health)
+    assert health.probe([A], 105.0) is A
+    health.unknown(A)
+    assert health.probe([A], 105.1) is A
+    assert health.probe([A], 106.0) is None
+    assert health.probe([A], 166.0) is A
+
+
+def test_what_one_process_finds_out_another_learns_and_does_not_tell_on() -> None:
+    told: list[tuple[str, Any]] = []
+    one = Health(cooldown_s=5, on_change=lambda name, pause: told.append((name, pause)))
+    other = Health(cooldown_s=5, on_change=lambda name, pause: told.append(("echo", pause)))
+    fail(one)
+    (name, pause) = told.pop()
+    other.learn(name, pause)
+    assert other.healthy([A], 104.0) == []
+    assert other.probe([A], 105.0) is A
+    one.succeeded(A)
+    assert told == [("a", None)]
+    other.learn("a", None)
+    assert other.healthy([A], 104.0) == [A]
+
+
+def test_an_older_word_of_another_process_shortens_no_pause() -> None:
+    health = Health(cooldown_s=5)
+    fail(health)
+    health.learn("a", Cooldown(103.0, "older"))
+    assert health.cooling(104.0)["a"].until_at == 105.0
+
+
+def test_memory_is_of_failing_and_configured_deployments_only() -> None:
+    health = Health()
+    fail(health, 1)
+    for _ in range(30):
+        health.succeeded(A)
+    assert not health._records
+    fail(health)
+    health.keep(["b"])
+    assert not health._records
+    assert not health._cooling
