@@ -259,21 +259,23 @@ class _Models:
 
 def _transport(config: Config) -> Transport:
     settings = config.upstream
-    if settings.http2 or settings.proxy is not None or settings.client_cert is not None:
+    options: dict[str, Any] = {
+        "ca_file": settings.ca_file,
+        "client_cert": (settings.client_cert, settings.client_key or "") if settings.client_cert is not None else None,
+        "max_idle": settings.max_idle,
+        "idle_s": settings.idle_s,
+    }
+    if settings.proxy is not None:
         from sidecar.upstream.httpx2_transport import Httpx2Transport
 
-        cert = (settings.client_cert, settings.client_key or "") if settings.client_cert is not None else None
-        return Httpx2Transport(
-            ca_file=settings.ca_file,
-            http2=settings.http2,
-            proxy=settings.proxy.reveal() if settings.proxy is not None else None,
-            client_cert=cert,
-            max_idle=settings.max_idle,
-            idle_s=settings.idle_s,
-        )
+        return Httpx2Transport(proxy=settings.proxy.reveal(), **options)
+    if settings.http2:
+        from sidecar.upstream.http2_transport import Http2Transport
+
+        return Http2Transport(**options)
     from sidecar.upstream.httptools_transport import HttptoolsTransport
 
-    return HttptoolsTransport(ca_file=settings.ca_file, max_idle=settings.max_idle, idle_s=settings.idle_s)
+    return HttptoolsTransport(**options)
 
 
 def _shared_cache(url: str) -> RedisSharedCache:

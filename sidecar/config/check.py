@@ -140,6 +140,8 @@ def _upstream(parts: Parts) -> Iterator[CrossFault]:
             yield ("upstream", name), "no such readable file; mount it, or correct the path"
     if upstream.proxy is not None and not _is_http_url(upstream.proxy.reveal()):
         yield ("upstream", "proxy"), "must be the URL of an HTTP proxy, such as http://proxy.internal:3128"
+    if upstream.proxy is not None and upstream.http2:
+        yield ("upstream", "http2"), "is not spoken through a proxy; leave one of the two out"
 
 
 def _models(parts: Parts) -> Iterator[CrossFault]:

@@ -1,7 +1,8 @@
 """The seam between the proxy and the wire: one request out, one answer in pieces.
 
-Neighbours: `httptools_transport` (the hot path) and `httpx2_transport` (HTTP/2, proxies, mTLS); one contract suite runs
-over both. Rule: path bytes go out as given, no cookie is ever kept, and the error says whether the provider may bill.
+Neighbours: `httptools_transport` (the hot path), `http2_transport` (the same with HTTP/2) and `httpx2_transport`
+(through proxies); one contract suite runs over them. Rule: path bytes go out as given, no cookie is ever kept, and the
+error says whether the provider may bill.
 """
 
 from __future__ import annotations
@@ -96,15 +97,20 @@ class Transport(Protocol):
     async def aclose(self) -> None: ...
 
 
-@functools.lru_cache(maxsize=1024)
-def _host_line(scheme: str, host: str, port: int) -> bytes:
+def authority(scheme: str, host: str, port: int) -> bytes:
+    """What stands in `Host`."""
     name = f"[{host}]" if ":" in host else host
     if port != (443 if scheme == "https" else 80):
         name = f"{name}:{port}"
     try:
-        return b" HTTP/1.1\r\nhost: " + name.encode("idna") + b"\r\n"
+        return name.encode("idna")
     except UnicodeError:
         raise UpstreamConnectError("The gateway could not connect to the provider: its host is not a name.") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _host_line(scheme: str, host: str, port: int) -> bytes:
+    return b" HTTP/1.1\r\nhost: " + authority(scheme, host, port) + b"\r\n"
 
 
 @functools.lru_cache(maxsize=64)
@@ -150,6 +156,11 @@ def sendable(headers: Headers) -> Headers:
             raise BadRequestError("The gateway refused the request: a header holds characters that may not be sent.")
         out.append((lower, value.strip(b" \t")))
     return [h for h in out if h[0] not in named] if named else out
+
+
+def is_proper(headers: Headers) -> bool:
+    """No byte is in them that would begin another header or line."""
+    return not any(_BAD_VALUE.search(value) or _BAD_NAME.search(name) or not name for name, value in headers)
 
 
 def returnable(headers: Headers) -> Headers:

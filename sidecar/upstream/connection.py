@@ -22,36 +22,96 @@ HIGH_WATER = 262_144
 Phase = Literal["connect", "first_byte", "gap", "total"]
 
 
-class Connection(asyncio.Protocol):
+def poll_of(transport: asyncio.BaseTransport) -> Callable[[int], object] | None:
+    """Asks the kernel whether something came that the event loop has not seen, where the platform can tell."""
+    if not hasattr(select, "poll"):
+        return None
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return poll.poll
+
+
+class Line:
+    """What an answer comes through: a whole connection, or one stream of a shared one. It keeps one timer, which
+    outlives the answer it was set for: the next one's deadline is later, so that in steady use a request sets none."""
+
+    __slots__ = ("_answer", "_rings_at", "_timer", "has_eof", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.has_eof = False
+        self._answer: Answer | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
+
+    def ring_at(self, deadline: float) -> None:
+        if self._timer is None or deadline < self._rings_at:
+            self._silence()
+            self._rings_at = deadline
+            self._timer = self.loop.call_at(deadline, self._ring)
+
+    def rings_by(self, deadline: float) -> bool:
+        return self._timer is not None and self._rings_at <= deadline
+
+    def _ring(self) -> None:
+        self._timer = None
+        answer = self._answer
+        if answer is None or answer.is_complete:
+            return
+        deadline, phase = answer.next_deadline()
+        if self.loop.time() + 0.001 < deadline:
+            self.ring_at(deadline)
+        else:
+            answer.fail(UpstreamTimeoutError(f"The provider was too slow ({phase} timeout).", phase=phase))
+
+    def _silence(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def is_all_written(self) -> bool:
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """The reader is slow: the provider is to wait."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        raise NotImplementedError
+
+    def release(self, answer: Answer) -> None:
+        """The answer is complete."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing more is wanted of the answer."""
+        raise NotImplementedError
+
+
+class Connection(asyncio.Protocol, Line):
     """Serves one request at a time. `is_reusable` once the answer is complete and nothing odd happened."""
 
     __slots__ = (
-        "_answer",
         "_can_write",
         "_parser",
         "_poll",
-        "_rings_at",
-        "_timer",
         "_transport",
-        "has_eof",
         "idle_since",
         "is_closed",
         "is_fresh",
         "is_reusable",
-        "loop",
         "on_closed",
         "on_free",
         "origin",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, make_parser: Callable[[Connection], Parser]) -> None:
-        self.loop = loop
+        Line.__init__(self, loop)
         self._parser = make_parser(self)
         self._transport: asyncio.Transport | None = None
-        self._answer: Answer | None = None
         self._can_write = True
         self._poll: Callable[[int], object] | None = None
-        self.has_eof = False
         self.is_closed = False
         self.is_fresh = True
         self.is_reusable = True
@@ -59,17 +119,12 @@ class Connection(asyncio.Protocol):
         self.origin: tuple[str, str, int] = ("", "", 0)
         self.on_closed: Callable[[Connection], None] | None = None
         self.on_free: Callable[[Connection], None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._rings_at = 0.0
 
     # asyncio.Protocol ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-            self._poll = poll.poll
+        self._poll = poll_of(transport)
 
     def data_received(self, data: bytes) -> None:
         answer = self._answer
@@ -141,34 +196,6 @@ class Connection(asyncio.Protocol):
         self.ring_at(answer.next_deadline()[0])
         return answer
 
-    # One timer per connection. It outlives the answer it was set for: the next one's deadline is later, so that in
-    # steady use a request sets no timer at all.
-
-    def ring_at(self, deadline: float) -> None:
-        if self._timer is None or deadline < self._rings_at:
-            self._silence()
-            self._rings_at = deadline
-            self._timer = self.loop.call_at(deadline, self._ring)
-
-    def rings_by(self, deadline: float) -> bool:
-        return self._timer is not None and self._rings_at <= deadline
-
-    def _ring(self) -> None:
-        self._timer = None
-        answer = self._answer
-        if answer is None or answer.is_complete:
-            return
-        deadline, phase = answer.next_deadline()
-        if self.loop.time() + 0.001 < deadline:
-            self.ring_at(deadline)
-        else:
-            answer.fail(UpstreamTimeoutError(f"The provider was too slow ({phase} timeout).", phase=phase))
-
-    def _silence(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     @property
     def is_usable(self) -> bool:
         """For another request. A transport that is closing has not told us yet; nor has the event loop of what came
@@ -233,7 +260,7 @@ class Answer:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Line,
         loop: asyncio.AbstractEventLoop,
         request: HttpRequest,
         started_at: float,

@@ -18,6 +18,7 @@ from sidecar.upstream.connection import Connection
 from sidecar.upstream.parsers import H11Parser, HttptoolsParser, Parser
 
 Origin = tuple[str, str, int]
+CLOSED_EARLY = "The connection to the provider was closed before anything was sent."
 
 
 def default_parser() -> type[HttptoolsParser] | type[H11Parser]:
@@ -29,18 +30,22 @@ def default_parser() -> type[HttptoolsParser] | type[H11Parser]:
 
 
 class HttptoolsTransport:
-    """`ca_file` replaces the system's certificate store. `max_idle` connections are kept per origin, at most
-    `idle_s` seconds each."""
+    """`ca_file` replaces the system's certificate store; `client_cert` is (certificate file, key file). `max_idle`
+    connections are kept per origin, at most `idle_s` seconds each."""
+
+    alpn: tuple[str, ...] = ("http/1.1",)
 
     def __init__(
         self,
         *,
         ca_file: str | None = None,
+        client_cert: tuple[str, str] | None = None,
         max_idle: int = 128,
         idle_s: float = 30.0,
         parser: Callable[[Connection], Parser] | None = None,
     ) -> None:
         self._ca_file = ca_file
+        self._client_cert = client_cert
         self._tls: ssl.SSLContext | None = None
         self._max_idle = max_idle
         self._idle_s = idle_s
@@ -49,11 +54,15 @@ class HttptoolsTransport:
         self._open: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_closed = False
+        if client_cert is not None:
+            self._context()  # a bad one is told now
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
             self._tls = ssl.create_default_context(cafile=self._ca_file)
-            self._tls.set_alpn_protocols(["http/1.1"])
+            if self._client_cert is not None:
+                self._tls.load_cert_chain(*self._client_cert)
+            self._tls.set_alpn_protocols(list(self.alpn))
         return self._tls
 
     async def send(self, request: HttpRequest) -> HttpAnswer:
@@ -113,17 +122,40 @@ class HttptoolsTransport:
                 idle.remove(connection)
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, origin: Origin, request: HttpRequest) -> Connection:
+        connection = Connection(loop, self._parser)
+        try:
+            await self._dial(loop, origin, request, lambda: connection)
+        except UpstreamTimeoutError:
+            connection.close()
+            raise
+        if self._is_closed or connection.is_closed:
+            connection.close()
+            raise UpstreamConnectError(CLOSED_EARLY)
+        return self._adopt(connection, origin)
+
+    def _adopt(self, connection: Connection, origin: Origin) -> Connection:
+        connection.origin = origin
+        connection.on_free = self._give_back
+        connection.on_closed = self._forget
+        self._open.add(connection)
+        return connection
+
+    async def _dial(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        origin: Origin,
+        request: HttpRequest,
+        factory: Callable[[], asyncio.Protocol],
+    ) -> None:
         scheme, host, port = origin
         tls = self._context() if scheme == "https" else None
-        connection = Connection(loop, self._parser)
         seconds = min(request.timeouts.connect_s, request.timeouts.total_s)
         try:
             async with asyncio.timeout(seconds):
                 await loop.create_connection(
-                    lambda: connection, host, port, ssl=tls, server_hostname=host if tls is not None else None
+                    factory, host, port, ssl=tls, server_hostname=host if tls is not None else None
                 )
         except TimeoutError:
-            connection.close()
             raise UpstreamTimeoutError(
                 f"The gateway could not reach the provider within {seconds:g} s.", phase="connect"
             ) from None
@@ -135,14 +167,6 @@ class HttptoolsTransport:
             raise UpstreamConnectError(
                 f"The gateway could not connect to the provider ({type(error).__name__})."
             ) from None
-        if self._is_closed or connection.is_closed:
-            connection.close()
-            raise UpstreamConnectError("The connection to the provider was closed before anything was sent.")
-        connection.origin = origin
-        connection.on_free = self._give_back
-        connection.on_closed = self._forget
-        self._open.add(connection)
-        return connection
 
     async def aclose(self) -> None:
         self._is_closed = True

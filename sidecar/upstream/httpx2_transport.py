@@ -1,4 +1,4 @@
-"""The general transport on httpx2: HTTP/2, outbound proxies, client certificates. Slower; the same contract.
+"""The general transport on httpx2, chosen for outbound proxies. Slower; the same contract.
 
 Neighbours: `base` (the seam). Rule: cookies are refused by policy, redirects are never followed, nothing is retried,
 the environment's proxies and credentials are not trusted.
@@ -27,7 +27,6 @@ class Httpx2Transport:
         self,
         *,
         ca_file: str | None = None,
-        http2: bool = False,
         proxy: str | None = None,
         client_cert: tuple[str, str] | None = None,
         max_idle: int = 128,
@@ -38,7 +37,6 @@ class Httpx2Transport:
             tls.load_cert_chain(*client_cert)
         self._client = httpx2.AsyncClient(
             verify=tls,
-            http2=http2,
             proxy=proxy,
             trust_env=False,
             follow_redirects=False,
@@ -124,7 +122,7 @@ class _Answer:
         if self.status == 101:
             raise ParseError("the provider switched protocols")
         has_body = method != "HEAD" and self.status not in (204, 304)
-        self.is_close_delimited = response.http_version != "HTTP/2" and has_body and ends_with_close(headers)
+        self.is_close_delimited = has_body and ends_with_close(headers)
 
     async def read(self) -> bytes:
         if self.is_complete:
@@ -168,8 +166,6 @@ class _Answer:
 def _may_have_leftovers(response: httpx2.Response) -> bool:
     """httpcore2 keeps what came after a complete answer in its parser and would take it for the next one's beginning:
     someone else's answer. Nothing public tells, so we look inside; where we find nothing to look at, we assume so."""
-    if response.http_version == "HTTP/2":
-        return False
     found: Any = response.stream
     while found is not None and not hasattr(found, "_connection"):
         found = getattr(found, "_stream", None) or getattr(found, "_httpcore_stream", None)

@@ -104,6 +104,10 @@ BAD: dict[str, tuple[str, str]] = {
     "missing file": ("upstream: {ca_file: /no/such}\n", "1:21: no such readable file; mount it, or correct the path"),
     "half a certificate": ("upstream: {client_cert: /etc/passwd}\n", "client_cert and client_key belong together"),
     "proxy": ("upstream: {proxy: 'socks5://h'}\n", "1:19: must be the URL of an HTTP proxy"),
+    "proxy with http2": (
+        "upstream: {proxy: 'http://h:1', http2: true}\n",
+        "1:40: is not spoken through a proxy; leave one of the two out",
+    ),
     "no deployments": ("models: [{name: a, deployments: []}]\n", "1:33: 'models.0.deployments': needs at least one"),
     "missing deployments": ("models:\n  - name: a\n", "2:5: 'models.0.deployments' is missing; add it"),
     "name with a space": ("models: [{name: a b, deployments: []}]\n", "1:17: 'models.0.name': must be 1 to"),

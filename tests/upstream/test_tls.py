@@ -13,7 +13,6 @@ import trustme
 
 from sidecar.errors import UpstreamBrokenError, UpstreamConnectError
 from sidecar.upstream.base import Transport
-from sidecar.upstream.httpx2_transport import Httpx2Transport
 from tests.upstream.support import HELLO, Peer, answering, ask, drain, serving, settled
 
 pytestmark = pytest.mark.anyio
@@ -176,8 +175,9 @@ async def test_bodies_arrive_whole_both_ways(make: Callable[..., Transport], aut
         assert server.accepts == 1
 
 
-async def test_a_client_certificate_is_shown(authority: Authority, tmp_path: pathlib.Path) -> None:
-    """Only the general transport can; the gateway chooses it where one is configured."""
+async def test_a_client_certificate_is_shown(
+    make: Callable[..., Transport], authority: Authority, tmp_path: pathlib.Path
+) -> None:
     mine = authority.ca.issue_cert("gateway")
     mine.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
     mine.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
@@ -190,10 +190,17 @@ async def test_a_client_certificate_is_shown(authority: Authority, tmp_path: pat
         shown.append(peer.writer.get_extra_info("peercert")["subjectAltName"])
         await answering(HELLO)(peer)
 
-    transport = Httpx2Transport(
-        ca_file=authority.file, client_cert=(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
-    )
+    certificate = (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
     async with serving(script, tls=context) as server:
-        assert (await ask(transport, server.post()))[2] == b"hello"
-        await transport.aclose()
+        assert (await ask(make(ca_file=authority.file, client_cert=certificate), server.post()))[2] == b"hello"
+        with pytest.raises((UpstreamBrokenError, UpstreamConnectError)):  # TLS 1.3 tells who shows none only later
+            await ask(make(ca_file=authority.file), server.post())
     assert shown == [(("DNS", "gateway"),)]
+
+
+async def test_a_certificate_that_cannot_be_read_is_told_at_once(
+    make: Callable[..., Transport], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "bad.pem").write_text("no certificate")
+    with pytest.raises(ssl.SSLError):
+        make(client_cert=(str(tmp_path / "bad.pem"), str(tmp_path / "bad.pem")))
