@@ -8,6 +8,7 @@ from types import MappingProxyType
 from sidecar.translate.compatible import COMPATIBLE
 from sidecar.translate.provider import Provider, check_provider
 from sidecar.translate.providers.anthropic import Anthropic
+from sidecar.translate.providers.bedrock import Bedrock
 from sidecar.translate.providers.gemini import Gemini
 from sidecar.translate.providers.openai import OpenAI
 from sidecar.translate.providers.simulated import SimulatedProvider
@@ -18,6 +19,7 @@ def _collect() -> dict[str, Provider]:
     for provider in (
         OpenAI(),
         Anthropic(),
+        Bedrock(),
         Gemini(),
         SimulatedProvider(),
         *COMPATIBLE.values(),

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from sidecar.translate import PROVIDERS, Provider
 from tests.translate.dialects.anthropic import AnthropicMessages
 from tests.translate.dialects.base import Dialect
+from tests.translate.dialects.bedrock import Converse
 from tests.translate.dialects.gemini import GeminiContents
 from tests.translate.dialects.openai import OpenAIChat
 
 OPENAI = OpenAIChat()
 DIALECTS: Mapping[str, Dialect] = {
     "anthropic": AnthropicMessages(),
+    "bedrock": Converse(),
     "gemini": GeminiContents(),
 }
 """Of the providers that do not speak OpenAI's dialect, by name."""

@@ -1,0 +1,508 @@
+"""An OpenAI chat request as a Converse request: everything but the message contents.
+
+Neighbours: `bedrock_content` (messages), `bedrock` (the provider), `bedrock_models` (what a model can do). What only
+Claude, Nova or gpt-oss know goes into `additionalModelRequestFields`, in their own words.
+https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sidecar.translate.content import bad
+from sidecar.translate.provider import Call, Provider, select_params, unsupported_field
+from sidecar.translate.providers.anthropic_request import _thinking as claude_thinking
+from sidecar.translate.providers.anthropic_request import _token_cap as token_cap
+from sidecar.translate.providers.anthropic_request import json_tool_name
+from sidecar.translate.providers.bedrock_content import Block, Contents, Drop, cache_point, called_tools, flat
+from sidecar.translate.providers.bedrock_models import BedrockModel, known_model, model_of, wants_tool_for_json
+from sidecar.translate.schema import rewrite
+from sidecar.translate.schema_rules import BEDROCK_STRICT
+from sidecar.translate.tool_names import BEDROCK as BEDROCK_NAMES
+from sidecar.translate.tool_names import ToolNames, tool_names
+
+OPERATORS_FIELDS = (
+    "guardrailConfig", "performanceConfig", "promptVariables", "additionalModelResponseFieldPaths", "outputConfig",
+)  # fmt: skip
+"""What a deployment's `params` may set and a client may not: a guardrail that clients choose is none."""
+
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_LOW_TO_HIGH = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
+_TIERS = ("default", "flex", "priority", "reserved")
+_META_KEY = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,\-.]{1,256}")
+_META_VALUE = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,\-.]{0,256}")
+_NOT_ENFORCED = ("/additionalProperties", "/$ref", "/patternProperties")
+
+
+class RequestPlan:
+    """The request body and what the answer's translation has to know about it."""
+
+    __slots__ = ("body", "dropped", "extra", "json_tool")
+
+    def __init__(self) -> None:
+        self.body: dict[str, Any] = {}
+        self.extra: dict[str, Any] = {}
+        self.dropped: list[str] = []
+        self.json_tool: str | None = None
+
+
+def names_for(call: Call) -> ToolNames:
+    return tool_names(call.payload, BEDROCK_NAMES)
+
+
+def uses_json_tool(call: Call) -> bool:
+    """True if the client's response_format is served by a forced tool."""
+    value = call.payload.get("response_format", call.params.get("response_format"))
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind == "json_object" or (kind == "json_schema" and _native_schema(call, value) is None)
+
+
+def build(provider: Provider, call: Call) -> RequestPlan:
+    """Raises `BadRequestError` naming the field that cannot be sent."""
+    plan = RequestPlan()
+    fields, plan.dropped = select_params(provider, call)
+
+    def drop(param: str, fix: str) -> None:
+        if not call.drop_params:
+            raise unsupported_field(provider, param, fix)
+        plan.dropped.append(param)
+
+    model = model_of(known_model(call))
+    names = names_for(call)
+    extra = fields.pop("additionalModelRequestFields", None)
+    plan.extra = dict(extra) if isinstance(extra, dict) else {}
+    messages = fields.pop("messages", None)
+    config, choice = _tools(fields, plan, model, names, drop)
+    contents = Contents(call, model, names, drop, rendered=config is None and model.family != "claude")
+    system, turns = contents.convert(messages)
+    if config is None and model.family == "claude" and (used := called_tools(turns)):
+        # Converse wants the tools of a conversation defined even if none may be called any more.
+        config = {"tools": [{"toolSpec": {"name": name, "inputSchema": {"json": _NOTHING}}} for name in used]}
+        choice = {"type": "none"}
+
+    body = plan.body
+    if system:
+        body["system"] = flat(system)
+    body["messages"] = turns
+    _cache_all(fields, turns, model, drop)
+    if config is None:
+        config, choice = {"tools": []}, None
+    is_thinking = _reasoning(call, fields, plan, turns, choice, model, drop)
+    choice = _response_format(call, fields, plan, config, choice, is_thinking, model)
+    if config["tools"]:
+        body["toolConfig"] = config
+        _choose(plan, config, choice, model)
+    _sampling(fields, plan, model, drop)
+    _stop(fields, plan, model, drop)
+    metadata = request_metadata(fields, drop)
+    if metadata:
+        body["requestMetadata"] = metadata
+    tier = service_tier(fields, drop)
+    if tier is not None:
+        body["serviceTier"] = {"type": tier}
+    for name in OPERATORS_FIELDS:
+        value = fields.pop(name, None)
+        if isinstance(value, dict):
+            body[name] = {**value, **body.get(name, {})}
+        elif value is not None:
+            body[name] = value
+    betas = fields.pop("anthropic_beta", None)
+    if betas:
+        plan.extra["anthropic_beta"] = [betas] if isinstance(betas, str) else betas
+    for name in _DONE:
+        fields.pop(name, None)
+    for name, value in fields.items():  # the deployment's own, in the model's words
+        plan.extra.setdefault(name, value)
+    if plan.extra:
+        body["additionalModelRequestFields"] = plan.extra
+    for turn in turns:
+        turn["content"] = flat(turn["content"])
+    return plan
+
+
+_NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
+_DONE = (
+    "stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "n", "base_model", "structured_output",
+)  # fmt: skip
+
+
+def _cache_all(fields: dict[str, Any], turns: list[Block], model: BedrockModel, drop: Drop) -> None:
+    """`cache_control` of the whole request: the prompt up to its end."""
+    cache = fields.pop("cache_control", None)
+    if cache is None:
+        return
+    point = cache_point(cache, "request")
+    if model.takes_cache_points:
+        turns[-1]["content"][-1].setdefault("cache_control", point)
+    else:
+        drop("cache_control", "This model caches no prompts; remove it.")
+
+
+def _choice(value: Any, names: ToolNames) -> dict[str, Any] | None:
+    """tool_choice in all its forms, in Claude's words; `None` for a form that has no meaning."""
+    kind = value.get("type") if isinstance(value, dict) else value
+    if kind in ("auto", "none", "any"):
+        return {"type": kind}
+    if kind == "required":
+        return {"type": "any"}
+    if isinstance(value, dict) and kind in ("function", "tool"):
+        function = value.get("function")
+        name = function.get("name") if isinstance(function, dict) else value.get("name")
+        if not isinstance(name, str) or not name:
+            raise bad("'tool_choice.function.name' must be a non-empty string.", "tool_choice.function.name")
+        return {"type": "tool", "name": names.sent(name)}
+    return None
+
+
+def _schema(schema: Any, where: str) -> dict[str, Any]:
+    if schema is None:
+        return _NOTHING
+    if not isinstance(schema, dict):
+        raise bad(f"'{where}' must be an object.", where)
+    if schema.get("type") == "object":
+        return schema
+    if schema.get("type") is not None:
+        raise bad(f"'{where}' must have type object.", where)
+    return {"type": "object", "properties": {}, **schema}
+
+
+def _tool(tool: Any, where: str, plan: RequestPlan, model: BedrockModel, names: ToolNames, drop: Drop) -> list[Block]:
+    if not isinstance(tool, dict):
+        raise bad(f"'{where}' must be an object.", where)
+    kind = tool.get("type", "function")
+    function = tool.get("function")
+    if kind != "function" or not isinstance(function, dict):
+        raise bad(f"'{where}' has type {kind!r:.60}; Bedrock takes function tools.", f"{where}.type")
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise bad(f"'{where}.function.name' must be a non-empty string.", f"{where}.function.name")
+    place = f"{where}.function.parameters"
+    schema = _schema(function.get("parameters"), place)
+    spec: Block = {"name": names.sent(name)}
+    description = function.get("description")
+    if description is not None:
+        if not isinstance(description, str):
+            raise bad(f"'{where}.function.description' must be a string.", f"{where}.function.description")
+        if description.strip():
+            spec["description"] = description
+    is_strict = function.get("strict") is True
+    if is_strict and model.has_native_schema:
+        schema = rewrite(schema, BEDROCK_STRICT, tool=name, where=place).schema
+        spec["strict"] = True
+    else:
+        if model.schema_rules is not None:
+            schema = rewrite(schema, model.schema_rules, tool=name, where=place).schema
+        if is_strict:  # the SDKs send it by themselves, so it is no reason to refuse
+            plan.dropped.append(f"{where}.function.strict")
+    spec["inputSchema"] = {"json": schema}
+    for field in function.keys() - {"name", "description", "parameters", "strict", "cache_control"}:
+        drop(f"{where}.function.{field}", "Bedrock has no such field; remove it.")
+    cache = tool.get("cache_control", function.get("cache_control"))
+    if cache is None:
+        return [{"toolSpec": spec}]
+    point = cache_point(cache, where)
+    if model.takes_tool_cache_points:
+        return [{"toolSpec": spec}, {"cachePoint": point}]
+    drop(f"{where}.cache_control", "This model caches no tools; remove it.")
+    return [{"toolSpec": spec}]
+
+
+def _tools(
+    fields: dict[str, Any], plan: RequestPlan, model: BedrockModel, names: ToolNames, drop: Drop
+) -> tuple[Block | None, dict[str, Any] | None]:
+    """(toolConfig or `None`, the choice in Claude's words)."""
+    tools, given = fields.pop("tools", None), fields.pop("tool_choice", None)
+    parallel = fields.pop("parallel_tool_calls", None)
+    search = fields.pop("web_search_options", None)
+    if parallel is not None and not isinstance(parallel, bool):
+        raise bad("'parallel_tool_calls' must be true or false.", "parallel_tool_calls")
+    if tools is not None and not isinstance(tools, list):
+        raise bad("'tools' must be a list.", "tools")
+    converted: list[Block] = []
+    for index, tool in enumerate(tools or ()):
+        converted += _tool(tool, f"tools[{index}]", plan, model, names, drop)
+    choice: dict[str, Any] | None = None
+    if isinstance(given, dict) and given.get("type") == "allowed_tools":
+        converted, choice = _allowed(given, converted, names)
+    elif given is not None:
+        choice = _choice(given, names)
+        if choice is None:
+            raise bad("'tool_choice' must be none, auto, required or name a function.", "tool_choice")
+    if not converted and choice is not None and choice["type"] in ("any", "tool"):
+        raise bad("'tool_choice' asks for a tool but there are no tools.", "tool_choice")
+    if search is not None:
+        if model.family in ("nova", "nova2"):
+            converted.append({"systemTool": {"name": "nova_grounding"}})
+        else:
+            drop("web_search_options", "Of Bedrock's models only Amazon Nova searches; remove it.")
+    if not converted:
+        return None, None
+    if choice is not None and choice["type"] == "none" and model.family != "claude":
+        return None, None  # Converse has no such choice
+    if parallel is False and (choice is None or choice["type"] != "none"):
+        if model.family == "claude":
+            choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
+        else:
+            drop("parallel_tool_calls", "Of Bedrock's models only Claude can be told so; remove it.")
+    return {"tools": converted}, choice
+
+
+def _allowed(choice: Mapping[str, Any], tools: list[Block], names: ToolNames) -> tuple[list[Block], dict[str, Any]]:
+    inner = choice.get("allowed_tools")
+    inner = inner if isinstance(inner, dict) else choice
+    listed = inner.get("tools")
+    if not isinstance(listed, list):
+        raise bad("'tool_choice.allowed_tools.tools' must be a list.", "tool_choice")
+    kept = set()
+    for tool in listed:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str) or not name:
+            raise bad("'tool_choice.allowed_tools' must name functions.", "tool_choice")
+        kept.add(names.sent(name))
+    found = [tool for tool in tools if "toolSpec" in tool and tool["toolSpec"]["name"] in kept]
+    return found, {"type": "any" if inner.get("mode") == "required" else "auto"}
+
+
+def _choose(plan: RequestPlan, config: Block, choice: dict[str, Any] | None, model: BedrockModel) -> None:
+    """Claude's own form is needed for what Converse cannot say; both at once are refused."""
+    if choice is None:
+        return
+    if model.family == "claude" and (choice["type"] == "none" or "disable_parallel_tool_use" in choice):
+        plan.extra["tool_choice"] = choice
+    elif choice["type"] == "tool":
+        config["toolChoice"] = {"tool": {"name": choice["name"]}}
+    else:
+        config["toolChoice"] = {choice["type"]: {}}
+
+
+def _reasoning(
+    call: Call, fields: dict[str, Any], plan: RequestPlan, turns: list[Block], choice: dict[str, Any] | None,
+    model: BedrockModel, drop: Drop,
+) -> bool:  # fmt: skip
+    """Sets maxTokens and what makes the model think; True if Claude will. Without any cap Bedrock takes the model's."""
+    inference: dict[str, Any] = {}
+    if model.claude is not None:
+        if _resumes_unthinking(fields, turns, model):
+            del fields["reasoning_effort"]
+            plan.dropped.append("reasoning_effort")
+        said: dict[str, Any] = {} if choice is None else {"tool_choice": choice}
+        is_thinking = claude_thinking(call, fields, said, model.claude, drop)
+        thinking = said.get("thinking")
+        plan.extra.update({name: said[name] for name in ("thinking", "output_config") if name in said})
+        has_budget = isinstance(thinking, dict) and "budget_tokens" in thinking
+        if has_budget or _is_capped(call, fields):
+            inference["maxTokens"] = said["max_tokens"]
+    else:
+        is_thinking = False
+        names = ("max_completion_tokens", "max_tokens")
+        caps = [token_cap(name, fields[name]) for name in names if fields.get(name) is not None]
+        cap = call.edits.get("output_cap")
+        limit = cap if cap is not None else min(caps) if caps else call.max_output_tokens
+        if limit is not None:
+            inference["maxTokens"] = limit
+        _effort(fields, plan, inference, model, drop)
+    if inference:
+        plan.body["inferenceConfig"] = inference
+    return is_thinking
+
+
+def _is_capped(call: Call, fields: Mapping[str, Any]) -> bool:
+    caps = (call.edits.get("output_cap"), call.max_output_tokens)
+    return any(cap is not None for cap in (*caps, fields.get("max_tokens"), fields.get("max_completion_tokens")))
+
+
+def _effort(
+    fields: dict[str, Any], plan: RequestPlan, inference: Mapping[str, Any], model: BedrockModel, drop: Drop
+) -> None:
+    """`reasoning_effort` of the models that are not Claude."""
+    effort, thinking = fields.pop("reasoning_effort", None), fields.pop("thinking", None)
+    if thinking is not None:
+        drop("thinking", "It is Claude's; remove it, or say reasoning_effort.")
+    if effort is None:
+        return
+    if effort not in _EFFORTS:
+        raise bad(
+            f"'reasoning_effort' is {effort!r:.40}; known are none, minimal, low, medium, high, xhigh and max.",
+            "reasoning_effort",
+        )
+    if model.family == "gpt-oss" and effort != "none":
+        # https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-openai.html
+        plan.extra["reasoning_effort"] = _LOW_TO_HIGH[effort]
+    elif model.family == "nova2":
+        # https://docs.aws.amazon.com/nova/latest/nova2-userguide/extended-thinking.html
+        if effort == "none":
+            plan.extra["reasoningConfig"] = {"type": "disabled"}
+        elif _LOW_TO_HIGH[effort] == "high" and (inference or "temperature" in fields or "top_p" in fields):
+            drop("reasoning_effort", "Nova thinks hard only without a cap, temperature and top_p; say medium.")
+        else:
+            plan.extra["reasoningConfig"] = {"type": "enabled", "maxReasoningEffort": _LOW_TO_HIGH[effort]}
+    elif effort != "none":
+        drop("reasoning_effort", "This model cannot be told how much to think; remove it.")
+    elif model.family == "gpt-oss":
+        drop("reasoning_effort", "This model always thinks; say low.")
+
+
+def _resumes_unthinking(fields: Mapping[str, Any], turns: list[Block], model: BedrockModel) -> bool:
+    """As for Anthropic's own API: a tool loop whose calls came without thinking goes on without.
+    https://platform.claude.com/docs/en/build-with-claude/extended-thinking#toggling-thinking-modes-in-conversations"""
+    if fields.get("reasoning_effort") is None or fields.get("thinking") is not None:
+        return False
+    if model.claude is None or model.claude.has_adaptive_thinking or len(turns) < 2:
+        return False
+    if "toolResult" not in turns[-1]["content"][0]:
+        return False
+    return "reasoningContent" not in turns[-2]["content"][0]
+
+
+def _schema_of(value: Mapping[str, Any]) -> dict[str, Any]:
+    inner = value.get("json_schema")
+    schema = inner.get("schema") if isinstance(inner, dict) else None
+    if not isinstance(schema, dict):
+        raise bad("'response_format.json_schema.schema' must be an object.", "response_format.json_schema.schema")
+    return schema
+
+
+def _native_schema(call: Call, value: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema for `outputConfig`, or `None` if the model, the deployment or the schema wants the tool instead."""
+    if wants_tool_for_json(call) or not model_of(known_model(call)).has_native_schema:
+        return None
+    written = rewrite(_schema_of(value), BEDROCK_STRICT, where="response_format.json_schema.schema")
+    if any(path.endswith(_NOT_ENFORCED) for path in written.lost) or written.schema.get("type") != "object":
+        return None  # an open or recursive object cannot be said
+    return written.schema
+
+
+def _response_format(
+    call: Call, fields: dict[str, Any], plan: RequestPlan, config: Block, choice: dict[str, Any] | None,
+    is_thinking: bool, model: BedrockModel,
+) -> dict[str, Any] | None:  # fmt: skip
+    """The choice of tool that this leaves."""
+    value = fields.pop("response_format", None)
+    kind = value.get("type") if isinstance(value, dict) else None
+    if value is None or kind == "text":
+        return choice
+    if kind not in ("json_object", "json_schema"):
+        raise bad("'response_format.type' must be text, json_object or json_schema.", "response_format.type")
+    description = "Answer with this tool: its input is your whole answer."
+    schema: dict[str, Any] = {**_NOTHING, "additionalProperties": True}
+    if kind == "json_schema":
+        inner = value.get("json_schema")
+        native = _native_schema(call, value)
+        name, about = (inner.get(key) if isinstance(inner, dict) else None for key in ("name", "description"))
+        if native is not None:
+            said = {"schema": msgspec.json.encode(native).decode()}
+            said |= {"name": name} if isinstance(name, str) and name else {}
+            said |= {"description": about} if isinstance(about, str) and about else {}
+            plan.body["outputConfig"] = {"textFormat": {"type": "json_schema", "structure": {"jsonSchema": said}}}
+            return choice
+        where = "response_format.json_schema.schema"
+        schema = _schema(_schema_of(value), where)
+        if model.schema_rules is not None:
+            schema = rewrite(schema, model.schema_rules, where=where).schema
+        description = about if isinstance(about, str) and about.strip() else description
+    plan.json_tool = json_tool_name(call.payload)
+    has_tools = bool(config["tools"]) and (choice is None or choice["type"] != "none")
+    spec = {"name": plan.json_tool, "description": description, "inputSchema": {"json": schema}}
+    config["tools"] = [*config["tools"], {"toolSpec": spec}]
+    if is_thinking:
+        return {"type": "auto"}  # thinking models refuse a forced tool
+    if not has_tools:
+        return {"type": "tool", "name": plan.json_tool}
+    if choice is None or choice["type"] != "tool":
+        return {**(choice or {}), "type": "any"}
+    return choice
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise bad(f"'{name}' must be a number.", name)
+    return value
+
+
+def _sampling(fields: dict[str, Any], plan: RequestPlan, model: BedrockModel, drop: Drop) -> None:
+    takes = model.claude is None or model.claude.takes_sampling
+    for name, sent in (("temperature", "temperature"), ("top_p", "topP")):
+        value = fields.pop(name, None)
+        if value is None:
+            continue
+        value = _number(name, value)
+        if not takes:
+            if value != 1:
+                drop(name, "This model takes only its own sampling; remove the field.")
+        elif not 0 <= value <= 1:
+            drop(name, "Bedrock takes values from 0 to 1; send at most 1.")
+        else:
+            plan.body.setdefault("inferenceConfig", {})[sent] = value
+    top_k = fields.pop("top_k", None)
+    if top_k is None:
+        return
+    if type(top_k) is not int:
+        raise bad("'top_k' must be a whole number.", "top_k")
+    if not takes:
+        drop("top_k", "This model takes only its own sampling; remove the field.")
+    elif model.family in ("nova", "nova2"):
+        plan.extra["inferenceConfig"] = {"topK": top_k}
+    else:
+        plan.extra["top_k"] = top_k
+
+
+def _stop(fields: dict[str, Any], plan: RequestPlan, model: BedrockModel, drop: Drop) -> None:
+    stop = fields.pop("stop", None)
+    if stop is None:
+        return
+    sequences = [stop] if isinstance(stop, str) else stop
+    if not isinstance(sequences, list) or not all(isinstance(item, str) for item in sequences):
+        raise bad("'stop' must be a string or a list of strings.", "stop")
+    kept = [item for item in sequences if (item.strip() if model.claude is not None else item)]
+    if len(kept) != len(sequences):
+        drop("stop", "An empty stop sequence, and for Claude one of white space only, is refused; leave it out.")
+    if kept:
+        plan.body.setdefault("inferenceConfig", {})["stopSequences"] = kept
+
+
+def request_metadata(fields: dict[str, Any], drop: Drop) -> dict[str, str]:
+    """`metadata`, `user` and `safety_identifier` as tags of the invocation log. No model sees them."""
+    metadata = fields.pop("metadata", None)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise bad("'metadata' must be an object.", "metadata")
+    own = fields.pop("requestMetadata", None)
+    found: dict[str, str] = {**own} if isinstance(own, dict) else {}  # the deployment's, which a client cannot change
+    for key, value in (metadata or {}).items():
+        if key in found:
+            drop(f"metadata.{key}", "The gateway sets it; remove it.")
+        elif not isinstance(value, str) or not _META_VALUE.fullmatch(value) or not _META_KEY.fullmatch(key):
+            drop(f"metadata.{key}", "Bedrock takes strings of up to 256 plain characters; remove it.")
+        elif len(found) == 16:
+            drop(f"metadata.{key}", "Bedrock takes 16 entries; remove some.")
+        else:
+            found[key] = value
+    for name in ("user", "safety_identifier"):
+        value = fields.pop(name, None)
+        if value is None or name in found:
+            continue
+        if not isinstance(value, str):
+            raise bad(f"'{name}' must be a string.", name)
+        if not _META_VALUE.fullmatch(value):
+            value = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+        if len(found) < 16:
+            found[name] = value
+        else:
+            drop(name, "Bedrock takes 16 entries of metadata; remove some.")
+    return found
+
+
+def service_tier(fields: dict[str, Any], drop: Drop) -> str | None:
+    """https://docs.aws.amazon.com/bedrock/latest/userguide/service-tiers-inference.html"""
+    tier = fields.pop("service_tier", None)
+    if tier in (None, "auto"):
+        return None
+    if tier in _TIERS:
+        return str(tier)
+    drop("service_tier", "Bedrock has auto, default, flex, priority and reserved.")
+    return None
