@@ -66,6 +66,7 @@ from sidecar.spend.journal import Journal
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.price_loader import load_price
 from sidecar.spend.recorder import Recorder
+from sidecar.spend.sinks import open_sink
 from sidecar.upstream.base import Transport
 
 LEASE_S = 10.0
@@ -200,6 +201,7 @@ def build_app(
             clock=time.time,
             random_bytes=secrets.token_bytes,
         )
+    metrics.dropped_by_sink = recorder.dropped_by_sink
     ticker = Ticker(admission, recorder, metrics, every_s=LEASE_S / 3)
 
     async def open_database() -> None:
@@ -287,11 +289,10 @@ def _shared_cache(url: str) -> RedisSharedCache:
 
 
 def _sinks(config: Config) -> list[Any]:
-    if config.spend.jsonl is None:
-        return []
-    from sidecar.spend.sinks.jsonl import JsonlSink
-
-    return [JsonlSink(config.spend.jsonl)]
+    return [
+        open_sink(settings.url.reveal(), headers=settings.headers, secret=settings.secret)
+        for settings in config.spend.sinks
+    ]
 
 
 def _zone(name: str) -> tzinfo:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -52,6 +53,12 @@ class Metrics:
         self._in_flight = Gauge(
             "sidecar_in_flight_requests", "Requests being served.", registry=registry, multiprocess_mode="livesum"
         )
+        self._dropped = Counter(
+            "sidecar_sink_dropped_total", "Spend records a sink did not get.", ("sink",), registry=registry
+        )
+        self.dropped_by_sink: Callable[[], Mapping[str, int]] = dict
+        """Set by whoever has sinks: how many records each did not get so far."""
+        self._seen_dropped: dict[str, int] = {}
         self.in_flight = 0
         self._pending: dict[tuple[str, ...], list[float]] = {}
 
@@ -100,6 +107,9 @@ class Metrics:
                 self._tokens.labels(group, provider, "input").inc(found[2])
             if found[3]:
                 self._tokens.labels(group, provider, "output").inc(found[3])
+        for sink, dropped in self.dropped_by_sink().items():
+            self._dropped.labels(sink).inc(dropped - self._seen_dropped.get(sink, 0))
+            self._seen_dropped[sink] = dropped
         self._in_flight.set(self.in_flight)
 
     def render(self) -> bytes:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from sidecar.config.models import Config, DeploymentSettings
 from sidecar.config.read import KeyPath
+from sidecar.spend.sinks import SCHEMES
 from sidecar.translate.provider import CREDENTIAL_KEYS
 from sidecar.translate.registry import PROVIDERS
 
@@ -144,6 +145,30 @@ def _upstream(parts: Parts) -> Iterator[CrossFault]:
         yield ("upstream", "http2"), "is not spoken through a proxy; leave one of the two out"
 
 
+def _spend(parts: Parts) -> Iterator[CrossFault]:
+    spend = parts.sections.get("spend")
+    for i, sink in enumerate(spend.sinks if spend is not None else ()):
+        url = sink.url.reveal()
+        where: KeyPath = ("spend", "sinks", i, "url")
+        try:
+            parts_of_url = urlsplit(url)
+            _ = parts_of_url.port
+        except ValueError:
+            yield where, "is no URL; correct it"
+            continue
+        scheme = parts_of_url.scheme.lower()
+        if scheme not in SCHEMES:
+            yield where, f"must begin with one of {', '.join(f'{name}:' for name in SCHEMES)}"
+        elif scheme == "jsonl" and not parts_of_url.path:
+            yield where, "needs the path of a file, as in jsonl:///var/log/spend.jsonl"
+        elif scheme not in ("jsonl", "log") and not parts_of_url.hostname:
+            yield where, "needs a host, as in https://hooks.example.com/spend"
+        elif scheme in ("http", "otlp+http") and not is_local(parts_of_url.hostname or ""):
+            yield where, "plain http would show the records to the network; use https"
+        if sink.secret is not None and scheme not in ("http", "https"):
+            yield ("spend", "sinks", i, "secret"), "signs the batches of a webhook; remove it, or give an https: URL"
+
+
 def _models(parts: Parts) -> Iterator[CrossFault]:
     seen: set[str] = set()
     for i, name in parts.names:
@@ -237,7 +262,15 @@ def _is_http_url(text: str) -> bool:
     return url.scheme in ("http", "https") and bool(url.hostname)
 
 
-_CHECKS: tuple[Callable[[Parts], Iterator[CrossFault]], ...] = (_server, _store, _budget, _upstream, _models, _names)
+_CHECKS: tuple[Callable[[Parts], Iterator[CrossFault]], ...] = (
+    _server,
+    _store,
+    _budget,
+    _spend,
+    _upstream,
+    _models,
+    _names,
+)
 
 
 def notes(config: Config) -> list[str]:

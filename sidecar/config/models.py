@@ -175,10 +175,18 @@ class BudgetSettings(Strict):
     default_output_tokens: Tokens = 4096
 
 
+class SinkSettings(Strict):
+    """Where finished spend records go besides the ledger; the URL's scheme says how."""
+
+    url: SecretText
+    headers: dict[Annotated[str, AfterValidator(valid_header_name)], SecretText] = {}
+    secret: SecretField | None = None
+
+
 class SpendSettings(Strict):
     flush_s: Seconds = 1.0
     retention_days: Annotated[int, Field(ge=32, le=36_500), BeforeValidator(number)] | None = None
-    jsonl: FilePath | None = None
+    sinks: list[SinkSettings] = []
 
 
 class LogSettings(Strict):

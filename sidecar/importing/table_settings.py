@@ -164,7 +164,7 @@ def _timezone(draft: Draft, node: Node) -> Verdict:
 def _callback(draft: Draft, node: Node) -> Verdict:
     if node.value == "prometheus":
         return Verdict("changed", "", "GET /metrics is always there; the metrics have names of our own")
-    raise Refuse(_YET + "spend rows go to the ledger and to spend.jsonl; send them on from there")
+    raise Refuse(_YET + "add one under spend.sinks by hand: a webhook, or OpenTelemetry, which most of them take")
 
 
 def _verbose(draft: Draft, node: Node) -> Verdict:

@@ -65,10 +65,9 @@ class Recorder:
         self.failures = 0
         """Shippings that failed in a row; 0 while the ledger takes rows."""
 
-    @property
-    def dropped(self) -> int:
-        """Records that sinks did not take."""
-        return sum(outlet.dropped for outlet in self._outlets)
+    def dropped_by_sink(self) -> dict[str, int]:
+        """Records that sinks did not take, by place in the configuration and kind: `0:WebhookSink`."""
+        return {f"{number}:{outlet.name}": outlet.dropped for number, outlet in enumerate(self._outlets)}
 
     def intent(self, record: SpendRecord) -> Coroutine[Any, Any, None]:
         """Await before dispatch. Raises `UnavailableError`: then do not dispatch."""

@@ -28,23 +28,22 @@ def test_references_are_replaced_and_escaped(tmp_path: Path) -> None:
     text = f"""\
 auth: {{master_key: "${{file:{secret}}}"}}
 log: {{level: "${{LEVEL:-debug}}"}}
-spend: {{jsonl: "$${{x}}"}}
 server: {{port: "${{PORT}}"}}
-store: {{journal_dir: "/var/${{A}}-${{B:-}}$1$$"}}
+store: {{journal_dir: "/var/${{A}}-${{B:-}}$1$$", database_url: "sqlite:///$${{x}}"}}
 """
     config = load(tmp_path, text, {"PORT": "81", "A": "a"})
     assert config.auth != "none"
     assert config.auth.master_key is not None
     assert config.auth.master_key.reveal() == "sk-from-file"
     assert config.log.level == "debug"
-    assert config.spend.jsonl == "${x}"
+    assert config.store.database_url.reveal() == "sqlite:///${x}"
     assert config.server.port == 81
     assert config.store.journal_dir == "/var/a-$1$$"
 
 
 def test_a_replaced_value_is_not_read_again(tmp_path: Path) -> None:
-    config = load(tmp_path, 'spend: {jsonl: "${A}"}\n', {"A": "${B}", "B": "no"})
-    assert config.spend.jsonl == "${B}"
+    config = load(tmp_path, 'store: {journal_dir: "${A}"}\n', {"A": "${B}", "B": "no"})
+    assert config.store.journal_dir == "${B}"
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path) -> None:

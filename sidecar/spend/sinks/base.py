@@ -37,6 +37,10 @@ class Outlet:
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
 
+    @property
+    def name(self) -> str:
+        return type(self._sink).__name__
+
     def offer(self, record: SpendRecord) -> None:
         if len(self._queue) >= self._size:
             self.dropped += 1

@@ -1,4 +1,4 @@
-"""Spend records as JSON lines in a file, for whatever reads logs. Money is nano-dollars, instants Unix seconds."""
+"""`jsonl:///path`: records as JSON lines in a file, for whatever reads logs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
-from sidecar.spend.rows import storable
+from sidecar.spend.sinks.payload import encoded_payload
 from sidecar.types import SpendRecord
-
-_encode = msgspec.json.Encoder().encode
 
 
 class JsonlSink:
@@ -21,7 +17,7 @@ class JsonlSink:
         self._path = Path(path)
 
     async def write(self, records: Sequence[SpendRecord]) -> None:
-        await asyncio.to_thread(self._append, b"".join(map(_line, records)))
+        await asyncio.to_thread(self._append, b"".join(encoded_payload(record) + b"\n" for record in records))
 
     def _append(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,10 +26,3 @@ class JsonlSink:
 
     async def aclose(self) -> None:
         pass
-
-
-def _line(record: SpendRecord) -> bytes:
-    try:
-        return _encode(record) + b"\n"
-    except (UnicodeEncodeError, OverflowError):
-        return _encode(storable(record)) + b"\n"

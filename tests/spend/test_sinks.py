@@ -1,0 +1,264 @@
+"""Sinks on real sockets and files: what arrives, signed and whole; what comes again and what is dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import gzip
+import hashlib
+import hmac
+import io
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from sidecar.spend.sinks import open_sink
+from sidecar.spend.sinks.base import Outlet
+from sidecar.spend.sinks.delivery import Delivery, DeliveryError
+from sidecar.spend.sinks.jsonl import JsonlSink
+from sidecar.spend.sinks.log import LogSink
+from sidecar.spend.sinks.otlp import OtlpSink, request_of
+from sidecar.spend.sinks.payload import encoded_payload, payload_of
+from sidecar.spend.sinks.webhook import WebhookSink
+from sidecar.types import Secret, SpendRecord, Usage
+
+pytestmark = pytest.mark.anyio
+
+RECORD = SpendRecord(
+    exchange_id="0197b3c1-0000-7000-8000-0123456789ab", attempt=1, revision=0, at=1_790_000_000.123456,
+    key_hash="a" * 64, status="settled", outcome="ok", cost_nano=170_000, group="gpt", deployment_id="gpt#0:openai",
+    provider="openai", model="gpt-4o-mini", key_alias="ci", user_id="alice", team_id="search", end_user_id="e-1",
+    usage=Usage(input=7, cached_input=3, output=5, reasoning=2), http_status=200, is_stream=True, duration_ms=1500,
+    first_byte_ms=300, dropped=("logit_bias",), tags=("batch", "nightly"),
+)  # fmt: skip
+
+
+@dataclass
+class Received:
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Receiver:
+    """An HTTP server that notes what it gets and answers what `answers` says next, else 200."""
+
+    url: str = ""
+    seen: list[Received] = field(default_factory=list)
+    answers: list[tuple[int, str]] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                self.seen.append(Received(head[0].split(" ")[1], headers, body))
+                await self.gate.wait()
+                status, more = self.answers.pop(0) if self.answers else (200, "")
+                writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\n{more}\r\n".encode())
+                await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    found = Receiver()
+    found.gate.set()
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield found
+    found.gate.set()
+    server.close()
+
+
+def quick(url: str, **more: Any) -> Delivery:
+    return Delivery(url, {"authorization": Secret("Bearer canary-credential")}, pause_s=0.001, **more)
+
+
+def test_the_payload_is_version_1_and_money_is_exact() -> None:
+    found = payload_of(RECORD)
+    assert list(found)[:3] == ["version", "type", "id"]
+    assert (found["version"], found["type"], found["cost_usd"], found["cost_nano"]) == (1, "spend", "0.00017", 170_000)
+    assert found["at"].endswith("+00:00")
+    assert found["usage"] == {"input": 7, "cached_input": 3, "output": 5, "reasoning": 2}
+    assert (found["input_tokens"], found["output_tokens"]) == (10, 7)
+    correction = payload_of(replace(RECORD, revision=1, cost_nano=-5, usage=Usage()))
+    assert (correction["type"], correction["cost_usd"], correction["usage"]) == ("correction", "-0.000000005", None)
+    assert correction["id"] != found["id"]
+
+
+def test_a_name_no_json_holds_is_replaced_not_lost() -> None:
+    assert json.loads(encoded_payload(replace(RECORD, end_user_id="\ud800x", tags=("a\0",))))["key_alias"] == "ci"
+
+
+async def test_jsonl_appends_and_survives_rotation(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "deep" / "spend.jsonl")
+    await sink.write([RECORD, replace(RECORD, attempt=2)])
+    (tmp_path / "deep" / "spend.jsonl").rename(tmp_path / "old.jsonl")
+    await sink.write([replace(RECORD, attempt=3)])
+    old, new = ((tmp_path / name).read_text().splitlines() for name in ("old.jsonl", "deep/spend.jsonl"))
+    assert [json.loads(line)["attempt"] for line in old + new] == [1, 2, 3]
+
+
+async def test_the_log_gets_one_line_a_record() -> None:
+    out = io.BytesIO()
+    await LogSink(out).write([RECORD, RECORD])
+    assert [json.loads(line)["exchange_id"] for line in out.getvalue().splitlines()] == [RECORD.exchange_id] * 2
+
+
+async def test_a_webhook_batch_is_signed_and_verifies(receiver: Receiver) -> None:
+    key = b"0123456789abcdef01234567"
+    sink = WebhookSink(
+        receiver.url + "/hook", secret=Secret("whsec_" + base64.b64encode(key).decode()), clock=lambda: 1_790_000_001.9,
+        headers={"x-team": Secret("red")},
+    )  # fmt: skip
+    await sink.write([RECORD, replace(RECORD, attempt=2)])
+    await sink.aclose()
+    (got,) = receiver.seen
+    assert got.path == "/hook"
+    assert got.headers["x-team"] == "red"
+    assert got.headers["webhook-timestamp"] == "1790000001"
+    signed = got.headers["webhook-id"].encode() + b"." + b"1790000001" + b"." + got.body
+    expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    assert got.headers["webhook-signature"] == f"v1,{expected}"
+    body = json.loads(got.body)
+    assert (body["version"], body["type"]) == (1, "spend.records")
+    assert [record["attempt"] for record in body["records"]] == [1, 2]
+
+
+async def test_what_may_come_again_is_tried_again_as_the_same_batch(receiver: Receiver) -> None:
+    receiver.answers = [(503, ""), (429, "retry-after: 0\r\n"), (200, "")]
+    sink = WebhookSink("", delivery=quick(receiver.url))
+    await sink.write([RECORD])
+    assert len(receiver.seen) == 3
+    assert len({got.headers["webhook-id"] for got in receiver.seen}) == 1
+    assert "webhook-signature" not in receiver.seen[0].headers
+    await sink.aclose()
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 301])
+async def test_another_refusal_drops_the_batch_at_once(receiver: Receiver, status: int) -> None:
+    receiver.answers = [(status, "location: http://127.0.0.1:9/\r\n")]
+    sink = WebhookSink("", delivery=quick(receiver.url))
+    with pytest.raises(DeliveryError) as caught:
+        await sink.write([RECORD])
+    assert len(receiver.seen) == 1
+    assert "canary" not in str(caught.value)
+    assert str(status) in str(caught.value)
+    await sink.aclose()
+
+
+async def test_nobody_there_is_given_up_after_the_last_attempt() -> None:
+    sink = WebhookSink("", delivery=quick("http://127.0.0.1:9", attempts=3))
+    with pytest.raises(DeliveryError, match="ConnectError"):
+        await sink.write([RECORD])
+    await sink.aclose()
+
+
+async def test_a_sink_that_hangs_bounds_its_queue_and_counts_what_it_drops(receiver: Receiver) -> None:
+    receiver.gate.clear()
+    outlet = Outlet(WebhookSink("", delivery=quick(receiver.url)), size=100)
+    for number in range(1000):
+        outlet.offer(replace(RECORD, attempt=number))
+    async with asyncio.timeout(10):
+        while not receiver.seen:
+            await asyncio.sleep(0.001)
+    for number in range(1000):
+        outlet.offer(replace(RECORD, attempt=number))
+    await outlet.aclose(timeout_s=0.05)
+    sent = sum(len(json.loads(got.body)["records"]) for got in receiver.seen)
+    assert outlet.dropped >= 2000 - sent - 100
+    assert outlet.dropped + sent >= 2000
+
+
+async def test_otlp_spans_are_what_opentelemetry_reads(receiver: Receiver) -> None:
+    sink = OtlpSink("", delivery=quick(receiver.url + "/v1/traces"))
+    failed = replace(RECORD, attempt=2, outcome="provider_error", http_status=500, usage=Usage(), first_byte_ms=None)
+    await sink.write([RECORD, failed, replace(RECORD, revision=1)])
+    await sink.aclose()
+    (got,) = receiver.seen
+    assert got.headers["content-type"] == "application/x-protobuf"
+    assert got.headers["authorization"] == "Bearer canary-credential"
+    request = ExportTraceServiceRequest.FromString(gzip.decompress(got.body))
+    (resource,) = request.resource_spans
+    assert {a.key: a.value.string_value for a in resource.resource.attributes} == {"service.name": "sidecar"}
+    (scope,) = resource.scope_spans
+    ok, bad = scope.spans
+    assert ok.trace_id.hex() == bad.trace_id.hex() == RECORD.exchange_id.replace("-", "")
+    assert len(ok.span_id) == 8
+    assert ok.span_id != bad.span_id
+    assert ok.name == "chat gpt-4o-mini"
+    assert ok.kind == 3
+    assert ok.end_time_unix_nano - ok.start_time_unix_nano == 1_500_000_000
+    assert abs(ok.end_time_unix_nano / 1e9 - RECORD.at) < 1e-5
+    values = {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in ok.attributes}
+    assert values["gen_ai.operation.name"] == "chat"
+    assert values["gen_ai.provider.name"] == "openai"
+    assert values["gen_ai.request.model"] == "gpt-4o-mini"
+    assert (values["gen_ai.usage.input_tokens"], values["gen_ai.usage.output_tokens"]) == (10, 7)
+    assert values["gen_ai.usage.cache_read.input_tokens"] == 3
+    assert values["gen_ai.usage.reasoning.output_tokens"] == 2
+    assert values["gen_ai.usage.cost"] == pytest.approx(0.00017)
+    assert values["sidecar.cost_usd"] == "0.00017"
+    assert values["sidecar.tags"] == "batch,nightly"
+    assert values["sidecar.is_stream"] is True
+    assert ok.status.code == 0
+    broken = {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in bad.attributes}
+    assert (bad.status.code, broken["error.type"]) == (2, "provider_error")
+    assert "gen_ai.usage.input_tokens" not in broken
+
+
+def test_odd_records_still_make_readable_spans() -> None:
+    odd = replace(RECORD, exchange_id="opening:key:x", at=0.0, duration_ms=10**6, model="m\ud800", cost_nano=-1)
+    request = ExportTraceServiceRequest.FromString(request_of([odd]))
+    (span,) = request.resource_spans[0].scope_spans[0].spans
+    assert len(span.trace_id) == 16
+    assert span.start_time_unix_nano == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("jsonl:///var/log/spend.jsonl", "JsonlSink"),
+        ("log:", "LogSink"),
+        ("https://hooks.example.com/x", "WebhookSink"),
+        ("otlp+https://collector:4318", "OtlpSink"),
+    ],
+)
+async def test_a_sink_is_found_by_its_scheme(url: str, kind: str) -> None:
+    sink = open_sink(url)
+    assert type(sink).__name__ == kind
+    await sink.aclose()
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x", "jsonl:", "https://", "otlp+https:", "kafka://x"])
+def test_another_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):
+        open_sink(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        # https://langfuse.com/integrations/native/opentelemetry
+        ("otlp+{url}/api/public/otel", "/api/public/otel/v1/traces"),
+        # https://mlflow.org/docs/latest/genai/tracing/opentelemetry/ingest
+        ("otlp+{url}", "/v1/traces"),
+        ("otlp+{url}/v1/traces", "/v1/traces"),
+    ],
+)
+async def test_receivers_get_spans_at_the_path_they_document(receiver: Receiver, url: str, path: str) -> None:
+    sink = open_sink(url.format(url=receiver.url), headers={"x-mlflow-experiment-id": Secret("1")})
+    await sink.write([RECORD])
+    await sink.aclose()
+    assert receiver.seen[0].path == path
+    assert receiver.seen[0].headers["x-mlflow-experiment-id"] == "1"
