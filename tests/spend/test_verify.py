@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from sidecar.cli import app
-from sidecar.cli_spend import redis_counters
+from sidecar.cli.spend import redis_counters
 from sidecar.db import Database, migrate
 from sidecar.limits.admission import Admission
 from sidecar.limits.store import open_store

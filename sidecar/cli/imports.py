@@ -1,7 +1,7 @@
 """`sidecar import litellm`: another gateway's configuration as a `sidecar.yaml`, its keys and budgets in our database,
 and what became of each line and column.
 
-Neighbour: `cli.py`. Rule: the file is written whole or not at all, and never over another one without `--force`.
+Rule: the file is written whole or not at all, and never over another one without `--force`.
 """
 
 from __future__ import annotations

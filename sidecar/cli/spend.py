@@ -1,6 +1,6 @@
 """`sidecar spend …`: reports, and whether the sums agree. They read the configured database; no gateway has to run.
 
-Neighbours: `cli.py`, `spend/reports.py`, `spend/verify.py`, `spend/reconcile.py`.
+Neighbours: `spend/reports.py`, `spend/verify.py`, `spend/reconcile.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`sidecar keys …`: virtual keys, through the admin API of a running gateway.
 
-Neighbours: `cli_options.py` (fields as options), `cli_api.py`.
+Neighbours: `options.py` (fields as options), `api.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 import typer
 
-from sidecar.cli_api import Api, cell, fail, print_done, print_fields, print_json, print_table
-from sidecar.cli_options import POLICY, SHARED_BUDGET, Argument, Field, add_command
+from sidecar.cli.api import Api, cell, fail, print_done, print_fields, print_json, print_table
+from sidecar.cli.options import POLICY, SHARED_BUDGET, Argument, Field, add_command
 
 keys = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Virtual keys, through the admin API of a running gateway."

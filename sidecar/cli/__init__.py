@@ -1,7 +1,8 @@
-"""The command line: serve, demo, keys, config. Heavy imports stand inside the commands, so `--help` is quick.
+"""The command line: `serve`, `demo`, `config` here; `keys.py` and `tree.py` through the admin API (`api.py`, `options.py`),
+`spend.py` and `imports.py` on the database. Heavy imports stand inside the commands, so `--help` is quick.
 
 Faults of the user go to stderr without a stack trace: exit code 2 for a wrong command line or configuration, 1 when
-the gateway refuses or cannot be reached. `cli_keys.py` holds the `keys` commands.
+the gateway refuses or cannot be reached.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from sidecar.cli_import import imports
-from sidecar.cli_keys import keys
-from sidecar.cli_spend import spend
-from sidecar.cli_tree import add_audit, groups
+from sidecar.cli.imports import imports
+from sidecar.cli.keys import keys
+from sidecar.cli.spend import spend
+from sidecar.cli.tree import add_audit, groups
 
 if TYPE_CHECKING:
     from sidecar.config import Config

@@ -1,4 +1,4 @@
-"""Commands from data: fields of the admin API as options. `cli_keys.py` and `cli_tree.py` name the fields; what has no
+"""Commands from data: fields of the admin API as options. `keys.py` and `tree.py` name the fields; what has no
 option of its own goes by `--set name=JSON`, and `--unset name` takes a value away.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sidecar.cli_api import DEFAULT_URL, Api, JsonOption, KeyOption, UrlOption, fail
+from sidecar.cli.api import DEFAULT_URL, Api, JsonOption, KeyOption, UrlOption, fail
 
 FieldType = Literal["text", "names", "usd", "count", "object", "flag"]
 Run = Callable[[Api, dict[str, Any], dict[str, Any], bool], None]

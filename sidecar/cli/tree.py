@@ -1,6 +1,6 @@
 """`sidecar users|teams|organizations|customers|budgets|tags|models|audit`, through the admin API of a running gateway.
 
-One `Subject` per kind says what differs. Neighbours: `cli_options.py` (fields as options), `cli_api.py`.
+One `Subject` per kind says what differs. Neighbours: `options.py` (fields as options), `api.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import typer
 
-from sidecar.cli_api import Api, cell, print_done, print_fields, print_json, print_table
-from sidecar.cli_options import POLICY, SHARED_BUDGET, Argument, Field, add_command
+from sidecar.cli.api import Api, cell, print_done, print_fields, print_json, print_table
+from sidecar.cli.options import POLICY, SHARED_BUDGET, Argument, Field, add_command
 
 ROLES = "proxy_admin, proxy_admin_viewer, internal_user or internal_user_viewer"
 

@@ -1,5 +1,5 @@
-"""The admin API of a running gateway as the commands use it, and how they print. Neighbours: `cli_keys.py`,
-`cli_tree.py`.
+"""The admin API of a running gateway as the commands use it, and how they print. Neighbours: `keys.py`,
+`tree.py`.
 
 Rule: the local data folder's master key goes to a gateway on this machine only.
 """
