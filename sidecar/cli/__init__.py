@@ -1,5 +1,5 @@
-"""The command line: `serve`, `demo`, `config` here; `keys.py` and `tree.py` through the admin API (`api.py`, `options.py`),
-`spend.py` and `imports.py` on the database. Heavy imports stand inside the commands, so `--help` is quick.
+"""The command line: `serve`, `demo`, `config` here; `keys.py` and `tree.py` through the admin API (`api.py`,
+`options.py`), `spend.py` and `imports.py` on the database. Heavy imports stand inside the commands: `--help` is quick.
 
 Faults of the user go to stderr without a stack trace: exit code 2 for a wrong command line or configuration, 1 when
 the gateway refuses or cannot be reached.
