@@ -17,6 +17,7 @@ import msgspec
 
 from sidecar.errors import BadRequestError
 from sidecar.translate.schema_refs import (
+    MAX_BRANCHES,
     MAX_DEPTH,
     SUBSCHEMA,
     SUBSCHEMA_LISTS,
@@ -24,6 +25,8 @@ from sidecar.translate.schema_refs import (
     References,
     SchemaError,
     escape,
+    flatten,
+    is_null,
     text_of,
     type_of,
 )
@@ -101,10 +104,6 @@ _BELONGS = {
 _STRUCTURE = frozenset(("properties", "required", "items", "prefixItems", "additionalProperties"))
 _NOT_PLAIN = re.compile(r"(?<!\\)[$^]|\(\?[=!]")
 _encode = msgspec.json.encode
-
-
-def _is_null(schema: Any) -> bool:
-    return isinstance(schema, dict) and (schema.get("type") == "null" or schema.get("const", 0) is None)
 
 
 def _rewrite(schema: Schema, rules: SchemaRules) -> Rewritten:
@@ -186,7 +185,9 @@ class _Rewriter:
         if rest is None:
             return None
         if self.rules.keywords is None:
-            return {**written, **rest} if rest.keys() <= _NOTES else {"allOf": [written], **rest}
+            if rest.keys() <= _NOTES:
+                return {**written, **rest}
+            return {**rest, "allOf": [written, *rest.get("allOf", ())]}
         return self.finish(self.merged(written, rest, path), path, {})
 
     def definitions(self) -> Schema:
@@ -293,8 +294,10 @@ class _Rewriter:
         written = None
         if items is not None and not isinstance(items, bool):
             written = self.node(items, f"{path}/items", depth, left, within)
-            if written is None and prefix is None:
-                return False
+            if written is None:
+                self.lost[f"{path}/items"] = None
+                if prefix is None:
+                    return False
         keywords = self.rules.keywords
         if isinstance(items, bool):
             if keywords is None:
@@ -341,7 +344,7 @@ class _Rewriter:
         if key == "allOf" and keywords is not None and key not in keywords:
             self.keeps_refs = False  # only what is written out can be merged
         for number, branch in enumerate(value):
-            if key != "allOf" and self.rules.nulls != "type" and _is_null(branch):
+            if key != "allOf" and self.rules.nulls != "type" and is_null(branch):
                 has_null = True
                 continue
             sub = self.node(branch, f"{here}/{number}", depth, left, within)
@@ -484,7 +487,11 @@ class _Rewriter:
         text = out.pop("description", None)
         shared = {key: value for key, value in out.items() if key not in _NOTES}
         written = []
-        flat = [inner for branch in branches for inner in branch.get("anyOf", (branch,))]
+        flat: list[Schema] = []
+        flatten(branches, flat)
+        if len(flat) > MAX_BRANCHES:
+            self.lost[f"{path}/anyOf"] = None
+            return out
         for branch in flat:
             branch = {**shared, **branch}
             if text:

@@ -16,6 +16,8 @@ from sidecar.translate.usage import NOT_JSON
 
 MAX_DEPTH = 100
 """Levels of nesting, counted through references."""
+MAX_BRANCHES = 500
+"""A union that has to stand alone takes up those within it; past so many branches it is left out."""
 SUBSCHEMA = frozenset(
     """additionalProperties not contains if then else propertyNames unevaluatedProperties unevaluatedItems
     additionalItems""".split()  # noqa: SIM905
@@ -165,3 +167,18 @@ def text_of(value: Any) -> str:
         return msgspec.json.encode(value).decode()
     except (*NOT_JSON, TypeError, OverflowError):
         return repr(value)
+
+
+def flatten(branches: list[dict[str, Any]], into: list[dict[str, Any]]) -> None:
+    """Unions within unions as one; stops past `MAX_BRANCHES`, for shared parts can make it explode."""
+    for branch in branches:
+        if len(into) > MAX_BRANCHES:
+            return
+        if "anyOf" in branch:
+            flatten(branch["anyOf"], into)
+        else:
+            into.append(branch)
+
+
+def is_null(schema: Any) -> bool:
+    return isinstance(schema, dict) and (schema.get("type") == "null" or schema.get("const", 0) is None)

@@ -324,6 +324,22 @@ def test_references_that_explode_are_refused_and_the_tool_is_named() -> None:
     assert len(rewrite(explosive(60, closes=False), OLLAMA).schema["$defs"]) == 60
 
 
+def doubling_unions(levels: int) -> dict[str, Any]:
+    """Every definition is either of the next, twice, with a description that has to go into each branch."""
+    names = [f"D{i}" for i in range(levels)]
+    after = {name: {"$ref": f"#/$defs/{names[i + 1]}"} for i, name in enumerate(names[:-1])}
+    defs: dict[str, Any] = {name: {"description": name, "anyOf": [ref, ref]} for name, ref in after.items()}
+    return {**obj(r={"$ref": "#/$defs/D0"}), "$defs": {**defs, names[-1]: {"type": ["string", "number"]}}}
+
+
+def test_unions_that_explode_are_left_out_or_refused() -> None:
+    result = rewrite(doubling_unions(12), GEMINI)
+    assert len(json.dumps(result.schema)) < 200_000
+    assert "/$defs/D3/anyOf" in result.lost
+    with pytest.raises(BadRequestError, match="longer than"):
+        rewrite(doubling_unions(40), GEMINI)
+
+
 def test_mutual_recursion_is_cut_before_it_explodes() -> None:  # edge case 64
     names = [f"D{i}" for i in range(12)]
     defs = {name: obj(**{other: {"$ref": f"#/$defs/{other}"} for other in names}) for name in names}
