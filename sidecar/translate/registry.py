@@ -9,8 +9,10 @@ from sidecar.translate.compatible import COMPATIBLE
 from sidecar.translate.provider import Provider, check_provider
 from sidecar.translate.providers.anthropic import Anthropic
 from sidecar.translate.providers.bedrock import Bedrock
+from sidecar.translate.providers.bedrock_invoke import BedrockInvoke
 from sidecar.translate.providers.gemini import Gemini
 from sidecar.translate.providers.openai import OpenAI
+from sidecar.translate.providers.sagemaker import SageMaker
 from sidecar.translate.providers.simulated import SimulatedProvider
 
 
@@ -20,6 +22,8 @@ def _collect() -> dict[str, Provider]:
         OpenAI(),
         Anthropic(),
         Bedrock(),
+        BedrockInvoke(),
+        SageMaker(),
         Gemini(),
         SimulatedProvider(),
         *COMPATIBLE.values(),

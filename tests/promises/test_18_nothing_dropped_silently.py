@@ -124,13 +124,15 @@ def is_named(param: str, field: str) -> bool:
 
 
 async def sent(gateway: Running, faults: FaultProvider, key: str, payload: dict[str, Any]) -> tuple[Any, Any]:
-    """(answer, what the provider got or None; its path under "")"""
+    """(answer, what the provider got or None; its path under "", with the headers a vendor takes fields in)"""
     faults.requests.clear()
     answer = await gateway.chat(key, payload)
     assert len(faults.requests) == (answer.status_code == 200), answer.text
     if not faults.requests:
         return answer, None
-    return answer, {"": faults.requests[0].target, **faults.requests[0].json()}
+    seen = faults.requests[0]
+    fields = {name: value for name, value in seen.headers.items() if name.startswith("x-amzn-")}
+    return answer, {"": seen.target, **seen.json(), **fields}
 
 
 @pytest.mark.parametrize("name", PROVIDERS)

@@ -183,7 +183,7 @@ def test_usage_is_obtained_and_hidden_from_a_client_who_did_not_ask(provider: Pr
 def test_content_starts_with_the_first_content_and_not_with_the_role(provider: Provider) -> None:
     call, pieces = exchange(provider, "text", is_stream=True)
     translator = provider.stream(call, head_of(provider))
-    first = next(at for at, piece in enumerate(pieces) if b"echo:" in piece)
+    first = next(at for at, piece in enumerate(pieces) if dialect_of(provider).says(piece, b"echo:"))
     translator.feed(b"".join(pieces[:first]))
     assert not translator.content_started
     translator.feed(pieces[first])
@@ -383,7 +383,8 @@ def test_the_provider_contract_is_checked_when_a_class_is_made() -> None:
 
 
 def test_every_provider_has_a_dialect_and_every_dialect_a_provider() -> None:
-    assert DIALECTS.keys() == {name for name, provider in PROVIDERS.items() if not provider.is_same_dialect}
+    others = {name for name, each in PROVIDERS.items() if not each.is_same_dialect or each.framing != "sse"}
+    assert DIALECTS.keys() == others
     for provider in PROVIDERS.values():
         given = dialect_of(provider).options.keys()
         assert {*provider.needs_options} <= given <= {*provider.needs_options, *provider.takes_options}

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from sidecar.errors import BadRequestError, ErrorKind, ProviderError, UpstreamBrokenError
-from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
+from sidecar.translate.provider import Auth, Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.providers.anthropic_content import pack_blocks
 from sidecar.translate.providers.anthropic_request import build, json_tool_name, original_names, uses_json_tool
@@ -150,9 +150,9 @@ _decode_input = msgspec.json.Decoder(_ToolInput).decode
 
 class Anthropic(Provider):
     name = "anthropic"
-    auth = "x-api-key"
+    auth: Auth = "x-api-key"
     default_base_url = "https://api.anthropic.com"
-    api_key_env = "ANTHROPIC_API_KEY"
+    api_key_env: str | None = "ANTHROPIC_API_KEY"
     docs_url = "https://platform.claude.com/docs/en/api/messages/create"
     params: Mapping[str, str] = {
         "model": "mapped to the deployment's model",

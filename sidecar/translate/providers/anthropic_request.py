@@ -26,6 +26,10 @@ JSON_TOOL = "respond_in_json"
 
 _NATIVE_TOOL = re.compile(r"[a-z0-9_]+_\d{8}")
 _MAIL_OR_PHONE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|(?=(?:\D*\d){7})[+()\-.\s\d]{7,}")
+_DONE = (
+    "stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "n", "anthropic_beta",
+    "structured_output", "base_model",
+)  # fmt: skip
 _TOOL_EXTRAS = ("cache_control", "defer_loading", "allowed_callers", "input_examples", "eager_input_streaming")
 
 
@@ -105,7 +109,7 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     _metadata(fields, body, drop)
     if call.is_stream:
         body["stream"] = True
-    for name in ("stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "n", "anthropic_beta"):
+    for name in _DONE:
         fields.pop(name, None)
     cache = fields.pop("cache_control", None)
     if isinstance(cache, dict):
@@ -321,7 +325,10 @@ def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _native_schema(call: Call, response_format: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The schema for `output_config.format`, or `None` if the model or the schema wants the tool instead."""
+    """The schema for `output_config.format`, or `None` if the model, the deployment (`structured_output: tool` in its
+    `params`) or the schema wants the tool instead."""
+    if call.params.get("structured_output") == "tool":
+        return None
     if not traits(call.edits.get("model", call.model)).has_native_schema:
         return None
     try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from sidecar.translate import PROVIDERS, Provider
 from tests.translate.dialects.anthropic import AnthropicMessages
 from tests.translate.dialects.base import Dialect
-from tests.translate.dialects.bedrock import Converse
+from tests.translate.dialects.bedrock import Converse, InvokeClaude, SageMakerChat
 from tests.translate.dialects.gemini import GeminiContents
 from tests.translate.dialects.openai import OpenAIChat
 
@@ -19,9 +19,11 @@ OPENAI = OpenAIChat()
 DIALECTS: Mapping[str, Dialect] = {
     "anthropic": AnthropicMessages(),
     "bedrock": Converse(),
+    "bedrock-invoke": InvokeClaude(),
+    "sagemaker": SageMakerChat(),
     "gemini": GeminiContents(),
 }
-"""Of the providers that do not speak OpenAI's dialect, by name."""
+"""Of the providers that do not speak OpenAI's dialect, or frame it otherwise, by name."""
 
 
 def dialect_of(provider: Provider | str) -> Dialect:

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import struct
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
@@ -60,6 +61,27 @@ def assert_takes(service: str, name: str, request: UpstreamRequest, **in_path: s
     assert serialized["url_path"] == request.path
     assert json.loads(serialized["body"]) == json.loads(request.body)
     return params
+
+
+def assert_invokes(
+    service: str, name: str, request: UpstreamRequest, headers: Mapping[bytes, str], **in_path: str
+) -> None:
+    """The same for an operation whose body is a blob: path and headers are what botocore would send."""
+    model = operation(service, name)
+    shape = model.input_shape
+    assert isinstance(shape, StructureShape)
+    params: dict[str, Any] = {**in_path, "Body" if "Body" in shape.members else "body": request.body}
+    for member, inner in shape.members.items():
+        header = inner.serialization.get("name", "").lower().encode()
+        if header in headers:
+            params[member] = headers[header]
+            assert_fits(inner, headers[header], where=member)
+    assert len(params) == 2 + len(headers), "a header botocore does not know"
+    report = ParamValidator().validate(params, shape)
+    assert not report.has_errors(), report.generate_report()
+    serialized = create_serializer("rest-json").serialize_to_request(params, model)
+    assert serialized["url_path"] == request.path
+    assert serialized["body"] == request.body
 
 
 def assert_fits(shape: Shape, value: Any, *, where: str = "") -> None:

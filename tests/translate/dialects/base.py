@@ -74,6 +74,10 @@ class Dialect:
             return [*events[: max(1, len(events) // 2)], self.error_event()]
         return events
 
+    def says(self, piece: bytes, text: bytes) -> bool:
+        """True if this text stands in this event."""
+        return text in piece
+
     def end_of(self, pieces: list[bytes]) -> int:
         """Offset up to which a stream cut there is not whole."""
         before = sum(map(len, pieces[:-1]))

@@ -1,15 +1,20 @@
-"""Bedrock's Converse, held to botocore's model of it both ways."""
+"""Bedrock's Converse and InvokeModel and SageMaker's endpoints, held to botocore's models of them both ways."""
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from sidecar.translate import UpstreamRequest
-from sidecar.translate.simulate import SIGNATURE, Plan
-from tests.translate.dialects.aws import assert_fits, assert_takes, event, exception, operation, segment
+from sidecar.translate.simulate import SIGNATURE, Plan, simulate
+from tests.translate.dialects.anthropic import AnthropicMessages
+from tests.translate.dialects.aws import assert_fits, assert_invokes, assert_takes, event, exception, operation, segment
 from tests.translate.dialects.base import Dialect, json_of
+from tests.translate.dialects.openai import OpenAIChat
 
 
 class Converse(Dialect):
@@ -139,3 +144,149 @@ class Converse(Dialect):
 
     def error_event(self) -> bytes:
         return exception("modelStreamErrorException", message="Simulated failure.", originalStatusCode=500)
+
+
+def _data_of(sse: bytes) -> bytes:
+    return next(line[6:] for line in sse.split(b"\n") if line.startswith(b"data: "))
+
+
+class InvokeClaude(AnthropicMessages):
+    """Anthropic's events, each base64 in a `chunk`."""
+
+    model = "anthropic.claude-sonnet-4-5-20250929-v1:0"
+    options: ClassVar[Mapping[str, str]] = {"region": "eu-central-1"}
+    stream_type = b"application/vnd.amazon.eventstream"
+    end_mark = b""
+    empty_streams = (b"", event("chunk", {"bytes": base64.b64encode(b'{"type":"message_stop"}').decode()}))
+    scraps = (
+        *(event("chunk", {"bytes": base64.b64encode(_data_of(scrap)).decode()}) for scrap in AnthropicMessages.scraps),
+        event("chunk", {"bytes": "!"}),
+        event("chunk", {"bytes": 3}),
+        event("brandNew", {}),
+        exception("modelTimeoutException", message="slow"),
+    )
+
+    def claims(self, target: str) -> bool:
+        return target.startswith("/model/") and target.endswith(("/invoke", "/invoke-with-response-stream"))
+
+    def read(self, request: UpstreamRequest) -> dict[str, Any]:
+        is_stream = request.path.endswith("-stream")
+        return {**json_of(request), "model": segment(request.path), "stream": is_stream}
+
+    def check(self, request: UpstreamRequest) -> None:
+        body = json_of(request)
+        assert body["anthropic_version"] == "bedrock-2023-05-31"
+        assert not {"model", "stream", "metadata", "service_tier"} & body.keys()
+        name = "InvokeModelWithResponseStream" if request.path.endswith("-stream") else "InvokeModel"
+        headers = {name: value.decode() for name, value in request.headers if name.startswith(b"x-amzn")}
+        assert_invokes("bedrock-runtime", name, request, headers, modelId=segment(request.path))
+
+    def pieces(self, request: UpstreamRequest) -> list[bytes]:
+        self.check(request)
+        asked = self.read(request)
+        answer = simulate("anthropic", json.dumps(asked).encode())
+        assert answer.status == 200, answer
+        pieces = [piece for _, piece in answer.pieces]
+        if not asked["stream"]:
+            return pieces
+        events = [self.chunk(piece) for piece in pieces]
+        if "sim-error" in asked["model"]:
+            events[-1] = self.error_event()
+        return events
+
+    def says(self, piece: bytes, text: bytes) -> bool:
+        return text in base64.b64decode(re.findall(rb'"bytes": "([^"]*)"', piece)[0])
+
+    def chunk(self, sse: bytes) -> bytes:
+        return event("chunk", {"bytes": base64.b64encode(_data_of(sse)).decode(), "p": "abcdef"})
+
+    def answer(self, plan: Plan) -> bytes:
+        asked = {"model": "sim-long-5", "messages": [{"role": "user", "content": "x"}], "max_tokens": 99}
+        found = json.loads(simulate("anthropic", json.dumps(asked).encode()).pieces[0][1])
+        usage = {"input_tokens": plan.input_tokens, "output_tokens": plan.output_tokens} if plan.has_usage else {}
+        found |= {"content": [{"type": "text", "text": plan.text}], "usage": usage}
+        return json.dumps(found).encode()
+
+    def events(self, plan: Plan, asked: Mapping[str, Any]) -> Iterator[bytes]:
+        def chunk(**fields: Any) -> bytes:
+            return event("chunk", {"bytes": base64.b64encode(json.dumps(fields).encode()).decode()})
+
+        counts = {"input_tokens": plan.input_tokens, "output_tokens": 1} if plan.has_usage else {}
+        start = {"id": "msg_f", "type": "message", "role": "assistant", "model": "fault", "content": []}
+        yield chunk(type="message_start", message={**start, "stop_reason": None, "usage": counts})
+        yield chunk(type="content_block_start", index=0, content_block={"type": "text", "text": ""})
+        for word in plan.words:
+            yield chunk(type="content_block_delta", index=0, delta={"type": "text_delta", "text": word})
+        yield chunk(type="content_block_stop", index=0)
+        usage = {"output_tokens": plan.output_tokens} if plan.has_usage else {}
+        yield chunk(type="message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
+        yield chunk(type="message_stop", **{"amazon-bedrock-invocationMetrics": {"inputTokenCount": 1}})
+
+    def error_event(self) -> bytes:
+        return exception("modelStreamErrorException", message="Simulated failure.", originalStatusCode=500)
+
+
+class SageMakerChat(OpenAIChat):
+    """OpenAI's events, cut anywhere, as the payload parts of AWS's event stream."""
+
+    model = "my-endpoint"
+    options: ClassVar[Mapping[str, str]] = {"region": "eu-central-1"}
+    stream_type = b"application/vnd.amazon.eventstream"
+    base_path = ""
+    empty_streams = (b"", event("PayloadPart", b": ping\n\n"), event("PayloadPart", b"data: [DONE]\n\n"))
+    scraps = (
+        *(event("PayloadPart", scrap) for scrap in OpenAIChat.scraps),
+        event("PayloadPart", b"data: [DO"),
+        event("PayloadPart", b"NE]\n\n"),
+        event("Other", b"data: x\n\n"),
+        exception("InternalStreamFailure", Message="x"),
+    )
+
+    def claims(self, target: str) -> bool:
+        return target.startswith("/endpoints/")
+
+    def check(self, request: UpstreamRequest) -> None:
+        is_stream = request.path.endswith("-stream")
+        name = "InvokeEndpointWithResponseStream" if is_stream else "InvokeEndpoint"
+        headers = {name: value.decode() for name, value in request.headers if name.startswith(b"x-amzn")}
+        assert_invokes("sagemaker-runtime", name, request, headers, EndpointName=segment(request.path))
+
+    def pieces(self, request: UpstreamRequest) -> list[bytes]:
+        self.check(request)
+        pieces = super().pieces(request)
+        if not request.path.endswith("-stream"):
+            return pieces
+        *pieces, last = pieces
+        cuts = [0, *(sum(map(len, pieces[:at])) + 20 for at in range(1, len(pieces))), sum(map(len, pieces))]
+        whole = b"".join(pieces)
+        parts = [event("PayloadPart", whole[start:end]) for start, end in pairwise(cuts)]
+        is_error = "sim-error" in request.path
+        return [*parts, self.error_event() if is_error else event("PayloadPart", last)]
+
+    def answer(self, plan: Plan) -> bytes:
+        return json.dumps(_chat(plan, plan.text)).encode()
+
+    def events(self, plan: Plan, asked: Mapping[str, Any]) -> Iterator[bytes]:
+        base = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "fault"}
+
+        def part(**fields: Any) -> bytes:
+            return event("PayloadPart", b"data: " + json.dumps({**base, **fields}).encode() + b"\n\n")
+
+        for delta in ({"role": "assistant", "content": ""}, *({"content": word} for word in plan.words)):
+            yield part(choices=[{"index": 0, "delta": delta, "finish_reason": None}])
+        yield part(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+        if plan.has_usage and (asked.get("stream_options") or {}).get("include_usage"):
+            yield part(choices=[], usage=_chat(plan, "")["usage"])
+        yield event("PayloadPart", b"data: [DONE]\n\n")
+
+    def error_event(self) -> bytes:
+        return exception("ModelStreamError", Message="the model broke off", ErrorCode="StreamBroken")
+
+
+def _chat(plan: Plan, text: str) -> dict[str, Any]:
+    total = plan.input_tokens + plan.output_tokens
+    counts = {"prompt_tokens": plan.input_tokens, "completion_tokens": plan.output_tokens, "total_tokens": total}
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "finish_reason": "stop", "message": message}
+    answer = {"id": "c", "object": "chat.completion", "created": 1, "model": "fault", "choices": [choice]}
+    return answer | ({"usage": counts} if plan.has_usage else {})
