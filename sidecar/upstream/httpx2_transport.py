@@ -1,7 +1,7 @@
 """The general transport on httpx2, chosen for outbound proxies. Slower; the same contract.
 
-Neighbours: `base` (the seam). Rule: cookies are refused by policy, redirects are never followed, nothing is retried,
-the environment's proxies and credentials are not trusted.
+Neighbours: `base` (the seam). Rules: cookies are refused by policy, redirects are never followed, nothing is retried,
+the environment's proxies and credentials are not trusted; what a proxy refuses was never sent to the provider.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import httpx2
 from sidecar.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
 from sidecar.types import Headers
 from sidecar.upstream.base import HttpAnswer, HttpRequest, head_bytes, read_all, returnable, sendable
+from sidecar.upstream.connection import Phase
 from sidecar.upstream.parsers import ParseError, ends_with_close
 
 
 class Httpx2Transport:
-    """`client_cert` is (certificate file, key file). One connection pool, keyed by origin inside httpx2."""
+    """`client_cert` is (certificate file, key file) and for the provider alone; `ca_file` is for a proxy spoken to over
+    TLS too. One connection pool, keyed by origin inside httpx2."""
 
     def __init__(
         self,
@@ -35,9 +37,14 @@ class Httpx2Transport:
         tls = ssl.create_default_context(cafile=ca_file)
         if client_cert is not None:
             tls.load_cert_chain(*client_cert)
+        via: httpx2.Proxy | None = None
+        if proxy is not None:
+            is_tls = proxy.lower().startswith("https:")
+            via = httpx2.Proxy(proxy, ssl_context=ssl.create_default_context(cafile=ca_file) if is_tls else None)
+        self._has_proxy = via is not None
         self._client = httpx2.AsyncClient(
             verify=tls,
-            proxy=proxy,
+            proxy=via,
             trust_env=False,
             follow_redirects=False,
             timeout=None,
@@ -61,7 +68,21 @@ class Httpx2Transport:
             headers.append((b"content-length", str(len(request.body)).encode()))
         times = request.timeouts
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + times.total_s
+        started_at = loop.time()
+        first_s = min(times.first_byte_s, times.total_s) if request.is_stream else times.total_s
+        connect_s = min(times.connect_s, first_s)
+        connecting = asyncio.timeout_at(started_at + connect_s)
+        is_sent = False
+        line: Any = None
+
+        async def trace(event: str, info: dict[str, Any]) -> None:
+            nonlocal is_sent, line
+            if event.endswith(".connect_tcp.complete"):
+                line = info["return_value"]
+            elif event.endswith(".send_request_headers.started") and info["request"].method != b"CONNECT":
+                is_sent = True
+                connecting.reschedule(started_at + first_s)
+
         outgoing = httpx2.Request(
             request.method,
             url,
@@ -70,31 +91,41 @@ class Httpx2Transport:
             extensions={
                 "target": request.target,  # as it stands: a URL's path would be quoted again
                 "timeout": {"connect": times.connect_s, "read": None, "write": None, "pool": None},
+                "trace": trace,
             },
         )
-        first_s = min(times.first_byte_s, times.total_s) if request.is_stream else times.total_s
-        phase = "first_byte" if request.is_stream and times.first_byte_s < times.total_s else "total"
         try:
-            async with asyncio.timeout(first_s):
-                response = await self._client.send(outgoing, stream=True)
-        except httpx2.ConnectTimeout:
-            raise UpstreamTimeoutError(
-                f"The gateway could not reach the provider within {times.connect_s:g} s.", phase="connect"
-            ) from None
+            async with connecting:
+                try:
+                    response = await self._client.send(outgoing, stream=True)
+                except asyncio.CancelledError:
+                    if line is not None and not is_sent:
+                        await line.aclose()  # httpcore2 forgets a connection whose TLS handshake is cancelled
+                    raise
+        except (TimeoutError, httpx2.ConnectTimeout):
+            if not is_sent:
+                raise UpstreamTimeoutError(
+                    f"The gateway could not reach the provider within {connect_s:g} s.", phase="connect"
+                ) from None
+            phase: Phase = "first_byte" if request.is_stream and times.first_byte_s < times.total_s else "total"
+            raise UpstreamTimeoutError(f"The provider was too slow ({phase} timeout).", phase=phase) from None
+        except httpx2.ProxyError as error:
+            raise UpstreamConnectError(f"The proxy refused to connect to the provider ({str(error)[:3]}).") from None
         except httpx2.ConnectError as error:
             raise UpstreamConnectError(f"The gateway could not connect to the provider ({error}).") from None
-        except TimeoutError:
-            raise UpstreamTimeoutError(
-                f"The provider was too slow ({phase} timeout).",
-                phase="first_byte" if phase == "first_byte" else "total",
-            ) from None
         except (httpx2.LocalProtocolError, httpx2.InvalidURL) as error:
             raise BadRequestError(f"The gateway refused the request: it may not be sent ({error}).") from None
         except httpx2.TransportError as error:
+            how = type(error).__name__
+            if not is_sent:
+                raise UpstreamConnectError(f"The gateway could not connect to the provider ({how}).") from None
             raise UpstreamBrokenError(
-                f"The provider closed the connection before it answered ({type(error).__name__}); "
-                "it may have done the work."
+                f"The provider closed the connection before it answered ({how}); it may have done the work."
             ) from None
+        if self._has_proxy and response.status_code == 407:  # RFC 9110 §15.5.8: no provider says that
+            await response.aclose()
+            raise UpstreamConnectError("The proxy refused to connect to the provider (407).")
+        deadline = started_at + times.total_s
         try:
             return _Answer(response, request.method, times.gap_s, deadline)
         except ParseError as error:
