@@ -56,7 +56,7 @@ from sidecar.middleware.observe import AccessLog, ObserveMiddleware
 from sidecar.middleware.rate_limit import RateLimitMiddleware
 from sidecar.middleware.route import RouteMiddleware
 from sidecar.middleware.spend import SpendMiddleware
-from sidecar.middleware.translate import TranslateMiddleware
+from sidecar.middleware.translate import FetchMedia, TranslateMiddleware
 from sidecar.middleware.upstream import UpstreamProxy
 from sidecar.places import DeploymentPlaces
 from sidecar.routing.catalog import Catalog
@@ -68,6 +68,7 @@ from sidecar.spend.price_loader import load_price
 from sidecar.spend.recorder import Recorder
 from sidecar.spend.sinks import open_sink
 from sidecar.upstream.base import Transport
+from sidecar.upstream.media import MediaFetcher
 
 LEASE_S = 10.0
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -87,10 +88,11 @@ def build_stack(
     routing: Policy,
     places: DeploymentPlaces,
     transport: Transport,
+    fetch_media: FetchMedia | None,
 ) -> ASGIApp:
     """A request's way, from the client down to the provider."""
     app: ASGIApp = UpstreamProxy(transport=transport)
-    app = TranslateMiddleware(app)
+    app = TranslateMiddleware(app, fetch_media=fetch_media)
     app = RouteMiddleware(app, catalog=catalog, policy=routing, router=router, places=places)
     app = SpendMiddleware(app, recorder=recorder)
     app = BudgetMiddleware(app, policy=policy)
@@ -173,6 +175,7 @@ def build_app(
         has_global_budget=config.budget.max_usd is not None,
     )
     transport = _transport(config)
+    media = MediaFetcher(allowed=config.upstream.media_networks) if config.upstream.fetch_media else None
     stack = build_stack(
         metrics=metrics,
         access_log=_access_log if config.log.access else None,
@@ -186,6 +189,7 @@ def build_app(
         routing=build_policy(config),
         places=DeploymentPlaces(admission),
         transport=transport,
+        fetch_media=media.fetch if media is not None else None,
     )
     routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]
     feed = ChangeFeed(store, [live, *(f for f in (keys, callers, subjects) if f is not None)], clock=time.time)
@@ -215,7 +219,7 @@ def build_app(
             )
         await live.reload()
 
-    parts = (database, transport, admission, recorder, ticker, live, feed, keys, callers, subjects, cache)
+    parts = (database, transport, media, admission, recorder, ticker, live, feed, keys, callers, subjects, cache)
     closers = [part.aclose for part in parts if part is not None]
     return Gateway(
         stack,

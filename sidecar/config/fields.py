@@ -5,6 +5,7 @@ No message of a validator repeats the value: it may be a secret that stands in t
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from decimal import Decimal
 from typing import Annotated, Any
@@ -81,6 +82,14 @@ def _name(value: str) -> str:
 def valid_host(value: str) -> str:
     if not _HOST.fullmatch(value):
         raise ValueError("must be an address or a host name, such as 127.0.0.1; the port stands in server.port")
+    return value
+
+
+def valid_network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        raise ValueError("must be a network, such as 10.20.0.0/16") from None
     return value
 
 

@@ -29,6 +29,7 @@ from sidecar.config.fields import (
     valid_header_name,
     valid_host,
     valid_json_value,
+    valid_network,
     word_or_mapping,
 )
 from sidecar.config.oidc import IntrospectionSettings, IssuerSettings
@@ -202,6 +203,8 @@ class UpstreamSettings(Strict):
     proxy: SecretText | None = None
     max_idle: Int = Field(default=128, ge=1, le=10_000)
     idle_s: Seconds = 30.0
+    fetch_media: bool = True
+    media_networks: list[Annotated[str, AfterValidator(valid_network)]] = []
 
 
 class Config(BaseSettings):
