@@ -46,7 +46,7 @@ from sidecar.identity.shared_cache import RedisSharedCache
 from sidecar.identity.subjects import Credentials, Subjects
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.identity.tree import Tree
-from sidecar.jobs import LedgerSeed, Ticker
+from sidecar.jobs.ticker import LedgerSeed, Ticker
 from sidecar.limits.admission import Admission
 from sidecar.limits.store import open_store
 from sidecar.metrics import Metrics

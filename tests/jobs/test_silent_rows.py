@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sidecar.identity.row import member_id
-from sidecar.jobs import silent_record
+from sidecar.jobs.ticker import silent_record
 from sidecar.limits.claims import SilentHold
 
 

@@ -1,0 +1,1 @@
+"""What runs beside requests: in every process the ticker, in one of all processes (`leader`) the jobs of `build`."""
