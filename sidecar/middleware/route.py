@@ -126,7 +126,9 @@ class RouteMiddleware:
         if type(candidates) is Candidates and candidates.is_lone:
             step: Try | float | None = Try(candidates[0])  # the plan is made when it is needed
         else:
-            here, candidates = await self._look(exchange, candidates)
+            here = self._here(exchange, candidates)
+            if type(candidates) is Candidates and (candidates.has_tags or candidates.has_limits):
+                candidates = await self._look(exchange, candidates, here)
             plan = self._plan(exchange, candidates, here, started_at)
             step = _advance(plan, None)
         refusal: RefusedError | None = None
@@ -172,29 +174,33 @@ class RouteMiddleware:
             candidates, policy=self.policy, world=here, now=exchange.now, draw=self.draw, started_at=started_at
         )
 
-    async def _look(self, exchange: Exchange, candidates: Sequence[Deployment]) -> tuple[Here, Sequence[Deployment]]:
-        """What the choice depends on besides the board: the request's tags, size and beginning."""
+    def _here(self, exchange: Exchange, candidates: Sequence[Deployment]) -> Here:
+        """What the choice depends on besides the board."""
+        router = self.router
         if self._version != self.catalog.version:
             self._version = self.catalog.version
-            self.router.keep(self.catalog.deployments)
-        here = Here(self.router, self.draw, is_counting=self.places is None)
-        if type(candidates) is Candidates:
-            if candidates.has_tags:
-                candidates = candidates.for_tags(exchange.tags or exchange.caller.tags)
-                if not candidates:
-                    raise NotFoundError(
-                        f"The gateway has no deployment of '{exchange.model[:128]}' for requests with these tags. "
-                        "Send the tag of one, or use a key that has it.",
-                        code="no_deployment_for_tags",
-                        param="x-sidecar-tags",
-                    )
-            if candidates.has_limits:
-                is_big = exchange.estimate is None and len(exchange.raw or b"") >= BIG_BYTES
-                tokens_in, tokens_out = await aside(estimate_of, exchange) if is_big else estimate_of(exchange)
-                here.tokens = tokens_in + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS)
-        if exchange.payload is not None and self.router.is_sticky(candidates[0].group):
+            router.keep(self.catalog.deployments)
+        here = Here(router, self.draw, is_counting=self.places is None)
+        if router.is_sticky(candidates[0].group) and exchange.payload is not None:
             here.home = prefix_of(exchange.payload)
-        return here, candidates
+        return here
+
+    async def _look(self, exchange: Exchange, candidates: Candidates, here: Here) -> Candidates:
+        """Those for the request's tags, and its size for their limits."""
+        if candidates.has_tags:
+            candidates = candidates.for_tags(exchange.tags or exchange.caller.tags)
+            if not candidates:
+                raise NotFoundError(
+                    f"The gateway has no deployment of '{exchange.model[:128]}' for requests with these tags. "
+                    "Send the tag of one, or use a key that has it.",
+                    code="no_deployment_for_tags",
+                    param="x-sidecar-tags",
+                )
+        if candidates.has_limits:
+            is_big = exchange.estimate is None and len(exchange.raw or b"") >= BIG_BYTES
+            tokens_in, tokens_out = await aside(estimate_of, exchange) if is_big else estimate_of(exchange)
+            here.tokens = tokens_in + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS)
+        return candidates
 
 
 class _Attempt:
@@ -248,7 +254,7 @@ class _Attempt:
             if here is not None:
                 live = route.router.board.started(deployment, attempt.started_at, tokens)
             can_retry = len(exchange.attempts) <= route.policy.retries
-            gate = _Gate(exchange, attempt, self._send, can_retry=can_retry)
+            gate = _Gate(exchange, attempt, self._send, can_retry=can_retry, live=live)
             error: UpstreamError | None = None
             try:
                 await route.app(dict(self._scope), receive_for(exchange), gate)
@@ -310,7 +316,7 @@ class _Attempt:
             live,
             now,
             took_s=now - attempt.started_at,
-            wait_s=gate.opened_at - attempt.started_at if gate.opened_at and exchange.is_stream else None,
+            began_s=gate.began_s,
             used=usage.total if usage.is_known else (0 if error is not None else tokens),
             output=usage.total_output,
             reserved=tokens,
@@ -321,16 +327,19 @@ class _Attempt:
 class _Gate:
     """Holds an attempt's messages back until its content began or it ended. One per attempt."""
 
-    __slots__ = ("_attempt", "_can_retry", "_exchange", "_held", "_send", "discarded", "is_open", "opened_at")
+    __slots__ = ("_attempt", "_can_retry", "_exchange", "_held", "_live", "_send", "began_s", "discarded", "is_open")
 
-    def __init__(self, exchange: Exchange, attempt: Attempt, send: Send, *, can_retry: bool) -> None:
+    def __init__(
+        self, exchange: Exchange, attempt: Attempt, send: Send, *, can_retry: bool, live: Live | None = None
+    ) -> None:
         self._exchange = exchange
         self._attempt = attempt
         self._send = send
         self._can_retry = can_retry
         self._held: list[Message] = []
+        self._live = live
         self.is_open = False
-        self.opened_at = 0.0
+        self.began_s: float | None = None
         self.discarded: UpstreamError | None = None
 
     def __call__(self, message: Message) -> Awaitable[None]:
@@ -356,8 +365,10 @@ class _Gate:
         self._held.append(message)
         if self._attempt.content_started or not message.get("more_body", False) or not self._exchange.is_translated:
             self.is_open = True
-            if self._exchange.is_stream:
-                self.opened_at = self._exchange.now()
+            if self._live is not None and self._exchange.is_stream and self._attempt.content_started:
+                now = self._exchange.now()
+                self.began_s = now - self._attempt.started_at
+                self._live.waited(now, self.began_s)
             for held in self._held:
                 await self._send(held)
             self._held.clear()

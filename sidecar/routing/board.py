@@ -33,9 +33,12 @@ class Live:
         "full_until",
         "in_flight",
         "measured_at",
+        "price",
+        "priced",
         "requests",
         "token_s",
         "tokens",
+        "turns_at",
         "wait_s",
     )
 
@@ -46,16 +49,21 @@ class Live:
         self.errors = 0.0
         self.measured_at = 0.0
         self.full_until = 0.0
+        self.priced: object = None
+        self.price = 0.0
         self.requests = 0
         self.tokens = 0
         self._peak_s = 0.0
         self._peak_at = 0.0
         self._slot = 0
+        self.turns_at = 0
         self._counts: list[list[int]] = [[0, 0] for _ in range(_SLOTS)]
 
     def turn(self, now: float) -> list[int]:
         """Forget what is over a minute old; the counts of the slot that holds `now`."""
-        slot = int(now / _SLOT_S)
+        if now < self.turns_at:
+            return self._counts[self._slot % _SLOTS]
+        slot = int(now) // _SLOT_S
         if slot > self._slot:
             for passed in range(max(self._slot + 1, slot - _SLOTS + 1), slot + 1):
                 old = self._counts[passed % _SLOTS]
@@ -63,6 +71,7 @@ class Live:
                 self.tokens -= old[1]
                 old[0] = old[1] = 0
             self._slot = slot
+            self.turns_at = (slot + 1) * _SLOT_S
         return self._counts[self._slot % _SLOTS]
 
     def peak_s(self, now: float) -> float:
@@ -81,13 +90,9 @@ class Live:
             return max(until_at - now, 0.0) if left <= allowed else float(_SLOTS * _SLOT_S)
         return max(until_at - now, 0.0)
 
-    def measure(self, now: float, wait_s: float | None, token_s: float | None, *, failed: bool) -> None:
-        self.errors += _SHARE * (failed - self.errors)
+    def waited(self, now: float, wait_s: float, *, failed: bool = False) -> None:
+        """Content began, or the attempt failed, after so long."""
         self.measured_at = now
-        if token_s is not None:
-            self.token_s = token_s if self.token_s is None else self.token_s + _SHARE * (token_s - self.token_s)
-        if wait_s is None:
-            return
         if not failed:
             self.wait_s = wait_s if self.wait_s is None else self.wait_s + _SHARE * (wait_s - self.wait_s)
         peak = self.peak_s(now)
@@ -112,6 +117,10 @@ class Board:
             live = self._live[deployment.deployment_id] = Live()
         return live
 
+    def all_of(self, deployments: Iterable[Deployment]) -> list[Live]:
+        found = self._live.get
+        return [found(d.deployment_id) or self.of(d) for d in deployments]
+
     def started(self, deployment: Deployment, now: float, tokens: int = 0) -> Live:
         """An attempt begins; `tokens` is what it may use, corrected by `ended`."""
         live = self.of(deployment)
@@ -129,13 +138,14 @@ class Board:
         now: float,
         *,
         took_s: float,
-        wait_s: float | None,
+        began_s: float | None = None,
         used: int = 0,
         output: int = 0,
         reserved: int = 0,
         failed: bool | None = False,
     ) -> None:
-        """`failed=None`: it says nothing about the deployment (the client left, or its own mistake)."""
+        """`began_s`: content began after so long, and `live.waited` was told then. `failed=None`: the attempt says
+        nothing about the deployment (its client left, or was wrong)."""
         live.in_flight -= 1
         surplus = used - reserved
         if surplus:
@@ -145,10 +155,12 @@ class Board:
             live.tokens += surplus
         if failed is None:
             return
-        token_s = None
+        live.errors += _SHARE * (failed - live.errors)
+        if began_s is None:
+            live.waited(now, took_s, failed=failed)
         if output > 0 and not failed:
-            token_s = (took_s - wait_s if wait_s is not None and wait_s < took_s else took_s) / output
-        live.measure(now, wait_s if wait_s is not None else took_s, token_s, failed=failed)
+            token_s = (took_s - began_s if began_s is not None and began_s < took_s else took_s) / output
+            live.token_s = token_s if live.token_s is None else live.token_s + _SHARE * (token_s - live.token_s)
 
     def room_in_s(self, deployment: Deployment, tokens: int, now: float) -> float:
         """0 if the deployment's own limits let one more call in, as far as this process knows; else seconds to wait."""

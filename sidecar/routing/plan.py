@@ -79,9 +79,10 @@ def _key(deployment: Deployment) -> Key:
 class _State:
     """What the plan remembers between two tries."""
 
-    __slots__ = ("dead", "full", "ready_at", "tried")
+    __slots__ = ("counts", "dead", "full", "ready_at", "tried")
 
     def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
         self.tried: set[Key] = set()
         self.dead: set[Key] = set()
         self.ready_at: dict[Key, float] = {}
@@ -99,15 +100,13 @@ def attempts(
 ) -> Generator[Try, Failure | Full, float | None]:
     at = now()
     deadline_at = (at if started_at is None else started_at) + policy.deadline_s
-    ways = candidates if type(candidates) is Candidates else None
-    levels = ways.levels if ways is not None else levels_of(candidates)
-    has_limits = ways.has_limits if ways is not None else True
-    other_ways: dict[str, Levels] = dict(ways.ways) if ways is not None and ways.ways else {}
+    if type(candidates) is Candidates:
+        levels, has_limits, other_ways = candidates.levels, candidates.has_limits, dict(candidates.ways)
+    else:
+        levels, has_limits, other_ways = levels_of(candidates), True, {}
     left = policy.retries + 1
     state = _State()
-    counts: dict[str, int] = {}
-    wait_s = 0.0
-    chosen: Deployment | None = None
+    counts = state.counts
     while True:
         if has_limits:
             _ask_room(levels, state, world, at)

@@ -7,12 +7,15 @@ in [0, 1). What they do under load and faults: docs/routing.md, made by `python 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 from types import MappingProxyType
+from typing import TypeVar
 
 from sidecar.routing.board import Board, Live
 from sidecar.types import Deployment
 
 Draw = Callable[[], float]
+Score = TypeVar("Score", float, tuple[float, float])
 Strategy = Callable[[Sequence[Deployment], Board, float, Draw], Deployment]
 
 BUFFER = 0.15
@@ -20,6 +23,7 @@ BUFFER = 0.15
 FORGET_S = 60.0
 """A measurement older than this no longer keeps a deployment from being tried."""
 _UNKNOWN_S = 1.0
+_NEVER = float("inf")
 
 
 def weighted(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
@@ -36,33 +40,59 @@ def weighted(deployments: Sequence[Deployment], board: Board, now: float, draw: 
 
 def least_busy(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The fewest calls in flight for its weight; equals by weight."""
-    return weighted(_lowest(deployments, [board.of(d).in_flight / d.weight for d in deployments]), board, now, draw)
+    return weighted(
+        _lowest(
+            deployments,
+            [live.in_flight / d.weight for d, live in zip(deployments, board.all_of(deployments), strict=True)],
+        ),
+        board,
+        now,
+        draw,
+    )
 
 
 def latency(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The shortest average time until content begins, within a buffer; one unknown or long not asked is tried once."""
-    return _quickest(deployments, board, now, draw, [board.of(d).wait_s for d in deployments])
+    lives = board.all_of(deployments)
+    return _quickest(deployments, lives, [live.wait_s for live in lives], board, now, draw)
 
 
 def throughput(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The least average time per output token, within the same buffer."""
-    return _quickest(deployments, board, now, draw, [board.of(d).token_s for d in deployments])
+    lives = board.all_of(deployments)
+    return _quickest(deployments, lives, [live.token_s for live in lives], board, now, draw)
 
 
 def usage(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The most headroom in the deployments' own rpm, tpm and concurrency; without limits the fewest calls this minute
     for its weight."""
-    scores = [_used(d, board.of(d), now) for d in deployments]
+    lives = board.all_of(deployments)
+    scores: list[tuple[float, float]] = []
+    for deployment, live in zip(deployments, lives, strict=True):
+        if live.turns_at <= now:
+            live.turn(now)
+        limits = deployment.limits
+        share = live.requests / limits.rpm if limits.rpm else 0.0
+        if limits.tpm:
+            share = max(share, live.tokens / limits.tpm)
+        if limits.concurrency:
+            share = max(share, live.in_flight / limits.concurrency)
+        scores.append((share, live.requests / deployment.weight))
     return weighted(_lowest(deployments, scores), board, now, draw)
 
 
 def cost(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The lowest price of three input tokens and an output token; a price nobody knows comes last."""
-    return weighted(_lowest(deployments, [_price(d) for d in deployments]), board, now, draw)
+    return weighted(
+        _lowest(deployments, [_price(d, live) for d, live in zip(deployments, board.all_of(deployments), strict=True)]),
+        board,
+        now,
+        draw,
+    )
 
 
 def adaptive(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
-    """Two drawn by weight, then the one with the shorter queue: peak waiting time by calls in flight, failures on top.
+    """Two drawn by weight, then the one that promises less waiting: its peak waiting time, calls in flight, failures.
     Looks at two, not at all, so processes that know the same do not all run to the same one."""
     count = len(deployments)
     if count == 1:
@@ -88,51 +118,49 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
 )
 
 
-def _lowest(deployments: Sequence[Deployment], scores: Sequence[object]) -> Sequence[Deployment]:
-    best = min(scores)  # type: ignore[type-var]
+def _lowest(deployments: Sequence[Deployment], scores: Sequence[Score]) -> Sequence[Deployment]:
+    best = min(scores)
     return [d for d, score in zip(deployments, scores, strict=True) if score == best]
 
 
 def _quickest(
-    deployments: Sequence[Deployment], board: Board, now: float, draw: Draw, times: Sequence[float | None]
+    deployments: Sequence[Deployment],
+    lives: Sequence[Live],
+    times: Sequence[float | None],
+    board: Board,
+    now: float,
+    draw: Draw,
 ) -> Deployment:
-    known = [seconds for seconds in times if seconds is not None]
-    best = min(known, default=_UNKNOWN_S)
+    limit = min([seconds for seconds in times if seconds is not None], default=_UNKNOWN_S) * (1 + BUFFER)
+    old = now - FORGET_S
     good: list[Deployment] = []
-    for deployment, seconds in zip(deployments, times, strict=True):
-        live = board.of(deployment)
-        if seconds is None or now - live.measured_at > FORGET_S:
+    for deployment, live, seconds in zip(deployments, lives, times, strict=True):
+        if seconds is None or live.measured_at < old:
             if not live.in_flight:
                 return deployment  # nobody knows: this call finds out, the others meanwhile go by what is known
-            continue
-        if seconds * (1 + 4 * live.errors) <= best * (1 + BUFFER):
+        elif seconds <= limit and seconds * (1 + 4 * live.errors) <= limit:
             good.append(deployment)
     return weighted(good or deployments, board, now, draw)
 
 
-def _used(deployment: Deployment, live: Live, now: float) -> tuple[float, float]:
-    live.turn(now)
-    limits = deployment.limits
-    shares = [0.0]
-    if limits.rpm:
-        shares.append(live.requests / limits.rpm)
-    if limits.tpm:
-        shares.append(live.tokens / limits.tpm)
-    if limits.concurrency:
-        shares.append(live.in_flight / limits.concurrency)
-    return max(shares), live.requests / deployment.weight
-
-
-def _price(deployment: Deployment) -> float:
+def _price(deployment: Deployment, live: Live) -> float:
     price = deployment.price
-    status = getattr(price, "status", "unpriced")
-    if status == "priced":
-        return float(3 * price.rates.input + price.rates.output)
-    return 0.0 if status == "free" else float("inf")
+    if live.priced is not price:
+        status = getattr(price, "status", "unpriced")
+        if status == "priced":
+            live.price = 3 * float(price.rates.input) + float(price.rates.output)
+        else:
+            live.price = 0.0 if status == "free" else _NEVER
+        live.priced = price
+    return live.price if price is not None else _NEVER
 
 
 def _load(live: Live, now: float) -> float:
+    """Waiting time by the root of the queue: a provider serves many calls at once, so twice as many in flight are not
+    twice the wait, and long streams do not outweigh a slow start."""
     wait = live.peak_s(now)
+    if live.wait_s is not None and live.wait_s > wait and now - live.measured_at < FORGET_S:
+        wait = live.wait_s
     if live.in_flight and wait < 0.001:
         wait = _UNKNOWN_S  # its first call is still out
-    return wait * (live.in_flight + 1) * (1 + 10 * live.errors)
+    return wait * sqrt(live.in_flight + 1) * (1 + 10 * live.errors)
