@@ -14,6 +14,7 @@ from sidecar.translate.providers.gemini import Gemini
 from sidecar.translate.providers.openai import OpenAI
 from sidecar.translate.providers.sagemaker import SageMaker
 from sidecar.translate.providers.simulated import SimulatedProvider
+from sidecar.translate.providers.vertex import Vertex
 
 
 def _collect() -> dict[str, Provider]:
@@ -25,6 +26,7 @@ def _collect() -> dict[str, Provider]:
         BedrockInvoke(),
         SageMaker(),
         Gemini(),
+        Vertex(),
         SimulatedProvider(),
         *COMPATIBLE.values(),
     ):

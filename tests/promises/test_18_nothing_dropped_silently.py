@@ -76,6 +76,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
 }
 """What a field needs beside it to mean anything."""
+VENDOR_HEADERS = ("x-amzn-", "x-vertex-")
 TELLS_UNASKED = {name for name, provider in PROVIDERS.items() if not getattr(provider, "forces_usage", True)}
 
 
@@ -131,7 +132,7 @@ async def sent(gateway: Running, faults: FaultProvider, key: str, payload: dict[
     if not faults.requests:
         return answer, None
     seen = faults.requests[0]
-    fields = {name: value for name, value in seen.headers.items() if name.startswith("x-amzn-")}
+    fields = {name: value for name, value in seen.headers.items() if name.startswith(VENDOR_HEADERS)}
     return answer, {"": seen.target, **seen.json(), **fields}
 
 

@@ -147,7 +147,9 @@ class Turn:
             state["own"] = 1
         if self._before:
             state["before"], self._before = self._before, []
-        tool_id = given.id or f"call_{self._call.exchange_id}_{self.index}_{self.tools}"
+        if state and self.said:
+            state["at"] = self.said  # where the text had come to
+        tool_id = given.id or f"call_{self._call.exchange_id.replace('-', '')[-24:]}_{self.index}_{self.tools}"
         if state:
             tool_id = pack(tool_id, {"kind": self._provider, **state})
         self.tools += 1

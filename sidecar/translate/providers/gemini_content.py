@@ -72,6 +72,7 @@ _DETAILS = {
     "medium": "MEDIA_RESOLUTION_MEDIUM",
     "high": "MEDIA_RESOLUTION_HIGH",
 }
+_OWN_CALLS = frozenset(("toolCall", "toolResponse", "thoughtSignature"))
 _THOUGHTS = ("thinking", "redacted_thinking")
 
 
@@ -229,7 +230,7 @@ class Contents:
             return _blob(fetched.content_type, base64.b64encode(fetched.data).decode())
         if url.startswith("files/"):
             url = FILES_API + url
-        elif "://" not in url:
+        elif not url.startswith(("gs://", "https://", "http://")):
             raise bad(f"'{where}' must be a data URL, an http(s) or gs:// URL, or files/….", where)
         if not media_type:
             media_type = type_of_name(posixpath.basename(urlsplit(url).path)) or ""
@@ -333,7 +334,8 @@ class _Replay:
         self._parts: list[Part] = []
 
     def _say(self, end: int, signature: str = "") -> None:
-        piece, self._at = self._text[self._at : end], max(self._at, end)
+        end = max(self._at, end)
+        piece, self._at = self._text[self._at : end], end
         if signature:
             self._parts.append({"text": piece, "thoughtSignature": signature})
         elif piece:
@@ -345,20 +347,20 @@ class _Replay:
         states: list[Mapping[str, Any]],
         make: Callable[[ToolCall, Mapping[str, Any]], Part],
     ) -> list[Part]:
-        is_placed = False
+        if not any("at" in state or "before" in state for state in states):
+            self._say(len(self._text))
         for call, state in zip(calls, states, strict=True):
             before = state.get("before")
             for item in before if isinstance(before, list) else ():
-                is_placed = True
-                if isinstance(item, dict):
+                if isinstance(item, dict) and item.keys() <= _OWN_CALLS:
                     self._parts.append(item)
                 elif isinstance(item, list) and len(item) == 3 and isinstance(item[2], str):
                     start, end, signature = item
                     if type(start) is int and type(end) is int:
                         self._say(start)
                         self._say(end, signature)
-            if not is_placed:
-                self._say(len(self._text))
+            if type(state.get("at")) is int:
+                self._say(state["at"])
             self._parts.append(make(call, state))
         self._say(len(self._text))
         return self._parts

@@ -218,10 +218,12 @@ def _tools(fields: Fields, body: Fields, names: ToolNames, model: ModelTraits, d
     kept, calling = _choice(given_choice, declarations, names)
     if calling is None and is_strict and kept and model.has_validated_mode:
         calling = {"mode": "VALIDATED"}
-    sent: list[Fields] = [{"functionDeclarations": kept}] if kept else []
+    sent: list[Fields] = []  # each an object of its own
     for _, tool in own:
         if tool not in sent:
             sent.append(tool)
+    if kept:
+        sent.append({"functionDeclarations": kept})
     if sent:
         body["tools"] = sent
     tool_config: Fields = {}

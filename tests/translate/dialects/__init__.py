@@ -12,7 +12,7 @@ from sidecar.translate import PROVIDERS, Provider
 from tests.translate.dialects.anthropic import AnthropicMessages
 from tests.translate.dialects.base import Dialect
 from tests.translate.dialects.bedrock import Converse, InvokeClaude, SageMakerChat
-from tests.translate.dialects.gemini import GeminiContents
+from tests.translate.dialects.gemini import GeminiContents, VertexContents
 from tests.translate.dialects.openai import OpenAIChat
 
 OPENAI = OpenAIChat()
@@ -22,6 +22,7 @@ DIALECTS: Mapping[str, Dialect] = {
     "bedrock-invoke": InvokeClaude(),
     "sagemaker": SageMakerChat(),
     "gemini": GeminiContents(),
+    "vertex": VertexContents(),
 }
 """Of the providers that do not speak OpenAI's dialect, or frame it otherwise, by name."""
 
