@@ -227,7 +227,8 @@ class Contents:
             if media is None:
                 raise bad(f"'{where}' must be an http(s), s3 or data URL that the gateway can fetch.", where)
             given = media.content_type.partition(";")[0].strip().lower()
-            media_type = sniff(media.data) or (given if "/" in given else "") or _type_of(url)
+            told = "" if given.endswith("/octet-stream") else given
+            media_type = sniff(media.data) or told or _type_of(url)
             data = base64.b64encode(media.data).decode()
         if not data:
             raise bad(f"'{where}' holds no bytes.", where)
