@@ -173,11 +173,13 @@ class StreamTranslator:
         """Raises `ProviderError` (an error event) or `UpstreamBrokenError` (malformed)."""
         if self.error is not None:
             raise self.error
+        if self.is_complete:
+            return b""  # nothing may follow the end event
         out = b""
         try:
             for event in self._splitter.feed(data):
                 if self.is_complete:
-                    break  # nothing may follow the end event
+                    break
                 out = out + self.on_event(event) if out else self.on_event(event)
         except SidecarError as error:
             self.error = error
