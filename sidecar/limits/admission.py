@@ -66,7 +66,7 @@ class Admission:
         *,
         scopes: Sequence[ScopeFunction] = SCOPES,
         global_limits: Limits = Limits(),  # noqa: B008 - frozen
-        global_budgets: tuple[Budget, ...] = (),
+        global_budgets: Sequence[Budget] = (),
         timezone: tzinfo | str = UTC,
         on_store_failure: Literal["closed", "open"] = "closed",
         clock: Callable[[], float] = time.time,
@@ -79,7 +79,7 @@ class Admission:
         self.store = store
         self._scopes = tuple(scopes)
         if not global_limits.is_empty or global_budgets:
-            self._scopes = (global_scope(global_limits, global_budgets), *self._scopes)
+            self._scopes = (global_scope(global_limits, tuple(global_budgets)), *self._scopes)
         self._by_model = any(getattr(f, "by_model", False) for f in self._scopes)
         self._zone: tzinfo = ZoneInfo(timezone) if isinstance(timezone, str) else timezone
         self._on_store_failure = on_store_failure

@@ -246,6 +246,6 @@ def test_a_window_is_its_whole_days_and_the_parts_beside_them(
 def test_a_row_keeps_its_place_in_the_staging_table(tmp_path: Path) -> None:
     from sidecar.spend.rows import COLUMNS, record_of
 
-    full = company(1, 1)[0]
+    full = replace(company(1, 1)[0], at=1_790_000_000.5)  # whole microseconds, as rows have them
     assert record_of(row_of(full)) == full
     assert len(row_of(full)) == len(COLUMNS)
