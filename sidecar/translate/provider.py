@@ -173,7 +173,8 @@ class StreamTranslator:
         """Raises `ProviderError` (an error event) or `UpstreamBrokenError` (malformed)."""
         if self.error is not None:
             raise self.error
-        if self.is_complete:
+        was_complete = self.is_complete
+        if was_complete:
             return b""  # nothing may follow the end event
         out = b""
         try:
