@@ -41,6 +41,9 @@ class SSESplitter:
         """Raises `UpstreamBrokenError` if an event grows past the limit."""
         if not self._buffer and self._has_started and data.find(b"\n\n") == len(data) - 2 >= 0 and b"\r" not in data:
             return [parse_event(data)]  # the common case: one whole event, LF line ends
+        is_crlf = data.endswith(b"\r\n\r\n") and data.count(b"\n") == data.count(b"\r") == 2
+        if is_crlf and not self._buffer and self._has_started and data.startswith(b"data: "):
+            return [(b"", data[6:-4], data)]  # the same with CRLF line ends, as Google sends it
         buffer = self._buffer
         buffer += data
         events: list[Event] = []
