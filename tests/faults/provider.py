@@ -43,6 +43,7 @@ Kind = Literal[
     "html",
     "silent",
     "endless",
+    "held",
 ]
 
 
@@ -50,7 +51,7 @@ Kind = Literal[
 class Fault:
     """What to do with one request. `after` counts stream events (or, unstreamed, quarters of the body) sent before the
     fault; `drip_s` waits between events. `ends` is a stream properly framed that ends there; `done_only` has but its
-    last event."""
+    last event; `held` says its last content again and again until the provider's `release()`, then goes on."""
 
     kind: Kind = "ok"
     after: int = 0
@@ -186,6 +187,7 @@ class FaultProvider:
         self.requests: list[Seen] = []
         self.connections = 0
         self.base_url = ""
+        self._is_released = False
         self._script: deque[Fault] = deque()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -193,7 +195,12 @@ class FaultProvider:
     def script(self, *faults: Fault) -> None:
         self._script.extend(faults)
 
+    def release(self) -> None:
+        """From now on, held streams go on to their ends."""
+        self._is_released = True
+
     def reset(self) -> None:
+        self._is_released = False
         self.requests.clear()
         self._script.clear()
 
@@ -335,6 +342,11 @@ class FaultProvider:
             await writer.drain()
             seen.events_sent += 1
             await asyncio.sleep(fault.drip_s)
+            while fault.kind == "held" and number == 2 and not self._is_released:
+                writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+                await writer.drain()
+                seen.events_sent += 1
+                await asyncio.sleep(max(fault.drip_s, 0.01))
         if faulty and fault.kind != "malform":
             return await self._break(fault, writer)
         writer.write(b"0\r\n\r\n")

@@ -205,15 +205,15 @@ async def revoked(replicas: Replicas, way: str) -> float:
     revoke, status, code = WAYS[way]
     key = await grown_key(replicas)
     faults = replicas.faults
-    # Streams first: their answers are the next the provider gives, in 0.4 s steps, well past the revocation.
-    faults.script(*[Fault(drip_s=0.4)] * len(replicas.running))
+    # Streams first: their answers are the next the provider gives, and go on until it is told to end them.
+    faults.script(*[Fault("held", drip_s=0.1)] * len(replicas.running))
     streams = [asyncio.ensure_future(replicas.stream(running, key)) for running in replicas.running]
 
     def are_flowing() -> bool:
         for stream in streams:
             if stream.done():
                 stream.result()
-        return sum(seen.fault.drip_s > 0 for seen in faults.requests) == len(streams)
+        return sum(seen.fault.kind == "held" and seen.events_sent > 3 for seen in faults.requests) == len(streams)
 
     await eventually(are_flowing, 20, lambda: f"{way}: streams, there are {len(faults.requests)}")
     clients = Clients(replicas, key)
@@ -221,10 +221,11 @@ async def revoked(replicas: Replicas, way: str) -> float:
     assert not any(stream.done() for stream in streams)
     await revoke(replicas, key)
     revoked_at = time.monotonic()
-    assert not any(stream.done() for stream in streams)
     await eventually(lambda: time.monotonic() > max(clients.last_admitted(), revoked_at) + AFTER_S, 30 + AFTER_S)
     calls = await clients.stop()
     # What had begun is answered to its end; nothing is cut.
+    assert not any(stream.done() for stream in streams)
+    faults.release()
     for stream in await asyncio.gather(*streams):
         assert stream.endswith("data: [DONE]\n\n")
         assert '"finish_reason":"stop"' in stream.replace(" ", "")
