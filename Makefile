@@ -3,7 +3,7 @@ UV := .venv/bin/uv
 PY ?= python3
 export UV_PROJECT_ENVIRONMENT := .venv
 
-.PHONY: setup demo test check bench fmt
+.PHONY: setup demo test promises check bench fmt
 
 $(UV):
 	$(PY) -m venv .venv && .venv/bin/python -m pip -q install 'uv>=0.9,<1'
@@ -16,6 +16,9 @@ demo: $(UV)
 
 test: $(UV)
 	$(UV) sync -q --inexact --group test --group helm && .venv/bin/python -m pytest -q -n 2 --dist loadfile
+
+promises: $(UV)
+	$(UV) sync -q --inexact --group test --group helm && .venv/bin/python -m bench.promises
 
 check: $(UV)
 	$(UV) sync -q --inexact --group dev && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

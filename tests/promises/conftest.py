@@ -7,7 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.faults.provider import FaultProvider, fault_provider
+from tests.promises.sizes import lines
 from tests.promises.support import Running, served
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in lines:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="module")

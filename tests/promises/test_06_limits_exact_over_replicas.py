@@ -26,12 +26,13 @@ from sidecar.limits.store import open_store
 from tests.faults.provider import FaultProvider
 from tests.identity.making import Tree, opened
 from tests.limits.making import NOW, claims, take
+from tests.promises.sizes import measured, size
 from tests.promises.support import Running, body, eventually, process
 
 pytestmark = pytest.mark.anyio
 PROCESSES = 4
 LIMIT = 60
-SECONDS = int(os.environ.get("PROMISE_6_SECONDS", "4"))
+SECONDS = size("PROMISE_6_SECONDS", 4, full=75)
 """How long the test with real time lasts; past 60 it sees whole windows roll by."""
 
 
@@ -171,7 +172,7 @@ async def no_rolling_minute_holds_more(replicas: Replicas) -> None:
     # A call is counted before it goes out: two may come closer together than they were counted by what that takes.
     slack = 1.0
     most = max(sum(at <= other < at + 60 - slack for other in times) for at in times)
-    print(f"\npromise 6: {calls} calls in {SECONDS} s, {admitted} admitted, {most} in the fullest minute of {LIMIT}")
+    measured(6, f"{calls} calls in {SECONDS} s, {admitted} admitted, {most} in the fullest minute of {LIMIT}")
     assert most <= LIMIT
     assert admitted >= LIMIT
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -21,10 +20,11 @@ from starlette.routing import Mount
 from sidecar.asgi import ASGIApp, Receive, Scope, Send
 from sidecar.gateway import Gateway
 from tests.faults.provider import FaultProvider
+from tests.promises.sizes import measured, size
 from tests.promises.support import PROVIDER_KEY, Running, body, raw, served
 
 pytestmark = pytest.mark.anyio
-REQUESTS = int(os.environ.get("PROMISE_7_REQUESTS", "2000"))
+REQUESTS = size("PROMISE_7_REQUESTS", 2000, full=10_000)
 
 
 class RootPath:
@@ -199,7 +199,7 @@ async def gateway(request: pytest.FixtureRequest, faults: FaultProvider, tmp_pat
 
 
 async def test_no_request_without_a_good_key_reaches_the_provider(
-    gateway: Running, faults: FaultProvider, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    gateway: Running, faults: FaultProvider, request: pytest.FixtureRequest
 ) -> None:
     name = request.node.callspec.params["gateway"]
     prefix = "/llm" if name in ("mounted", "mounted twice") else ""
@@ -228,8 +228,7 @@ async def test_no_request_without_a_good_key_reaches_the_provider(
     assert not faults.requests
     assert await gateway.rows() == []
     assert gateway.live_exchanges == 0
-    with capsys.disabled():
-        print(f" [{name}: {sum(statuses.values())} requests, statuses {dict(sorted(statuses.items()))}]")
+    measured(7, f"{name}: {sum(statuses.values())} requests, none arrived")
     # The same doors open with the key: the fuzzing knocked at the right house.
     assert statuses[401] > REQUESTS // len(MOUNTS) // 3
     assert (await gateway.chat(key, body())).status_code == 200

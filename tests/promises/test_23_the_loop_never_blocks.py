@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,11 +22,12 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.promises.sizes import measured, size
 from tests.promises.support import MODELS, Running, config_file, eventually
 
 pytestmark = pytest.mark.anyio
-TOKENS = int(os.environ.get("PROMISE_23_TOKENS", "30000"))
-CALLS = int(os.environ.get("PROMISE_23_CALLS", "1"))
+TOKENS = size("PROMISE_23_TOKENS", 30_000, full=500_000)
+CALLS = size("PROMISE_23_CALLS", 1, full=2)
 SIZE = 20_000_000
 ROOT = Path(__file__).parents[2]
 
@@ -297,7 +297,7 @@ async def test_big_bodies_hold_the_loop_for_less_than_one_parse(
         await asyncio.gather(*(ask(gateway, key, one) for one in bodies * CALLS))
 
     found = await felt(gateway, load, parse_s)
-    print(f" [{shape}, {len(bodies[0]) / 1e6:.0f} MB; one json.loads {1000 * parse_s:.0f} ms: {found}]")
+    measured(23, f"{shape}, {len(bodies[0]) / 1e6:.0f} MB: {found}; one json.loads {1000 * parse_s:.0f} ms")
     assert max(found.turns) < parse_s
 
 
@@ -313,7 +313,7 @@ async def test_more_values_than_messages_ever_have_are_refused_as_quickly(
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_many_values")
 
     found = await felt(gateway, load, parse_s)
-    print(f" [20 MB of {content!r}: {found}]")
+    measured(23, f"20 MB of {content!r}: {found}")
     assert max(found.turns) < parse_s
 
 
@@ -327,5 +327,5 @@ async def test_long_streams_hold_the_loop_for_less_than_half_a_parse(
         assert min(sizes) > TOKENS * 20
 
     found = await felt(gateway, load, parse_s / 2)
-    print(f" [{len(streams)} streams of {TOKENS} tokens: {found}]")
+    measured(23, f"{len(streams)} streams of {TOKENS} tokens: {found}")
     assert max(found.turns) < parse_s / 2

@@ -1,0 +1,112 @@
+"""Several `sidecar serve`, each with several workers, on one PostgreSQL and one Redis; their workers can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psutil
+
+from tests.promises.support import Running, eventually, process
+
+
+@dataclass
+class Fleet:
+    running: list[Running]
+    workers: Sequence[int]
+    database_url: str
+    kills: int = 0
+    killed: list[int] = field(default_factory=list)
+
+    def workers_of(self, running: Running) -> list[psutil.Process]:
+        assert running.process is not None
+        found = psutil.Process(running.process.pid).children()
+        return [child for child in found if "multiprocessing.spawn" in _command(child)]
+
+    async def kill_one(self, draw: random.Random) -> None:
+        """`kill -9` of any worker of any gateway. Its supervisor starts another."""
+        number = draw.randrange(len(self.running))
+        alive = [one for one in self.workers_of(self.running[number]) if one.is_running()]
+        victim = draw.choice(alive)
+        victim.kill()
+        self.killed[number] += 1
+        self.kills += 1
+
+    async def is_whole(self, timeout_s: float = 90) -> None:
+        """Every worker that was killed has a successor that listens."""
+
+        def is_up() -> bool:
+            return all(
+                started(one) >= count + killed
+                for one, count, killed in zip(self.running, self.workers, self.killed, strict=True)
+            )
+
+        await eventually(is_up, timeout_s, lambda: f"workers: {[started(one) for one in self.running]}")
+
+    async def query(self, text: str, *values: Any) -> list[Any]:
+        connection = await asyncpg.connect(self.database_url, timeout=30)
+        try:
+            return list(await connection.fetch(text, *values))
+        finally:
+            await connection.close()
+
+    async def verify(self) -> tuple[int, str]:
+        """`sidecar spend verify`: its exit code and what it printed."""
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "sidecar", "spend", "verify", "--config",
+            str(self.running[0].folder / "sidecar.yaml"),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        output, _ = await asyncio.wait_for(child.communicate(), 120)
+        return child.returncode or 0, output.decode(errors="replace")
+
+
+def _command(child: psutil.Process) -> str:
+    try:
+        return " ".join(child.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+
+
+def started(running: Running) -> int:
+    assert running.output is not None
+    return running.output.read_text(errors="replace").count("Application startup complete")
+
+
+@contextlib.asynccontextmanager
+async def fleet(
+    folder: Path,
+    provider_url: str,
+    *,
+    database_url: str,
+    redis_url: str,
+    workers: Sequence[int],
+    shared_journal: int = 0,
+    top: dict[str, Any] | None = None,
+    deployment: dict[str, Any] | None = None,
+) -> AsyncIterator[Fleet]:
+    """The first `shared_journal` gateways have one journal folder, as replicas on one host may; each other its own."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(number: int) -> Running:
+            own = folder / str(number)
+            own.mkdir()
+            journal = folder / "journal" if number < shared_journal else own / "journal"
+            store = {
+                "database_url": database_url, "redis_url": redis_url, "deadline_s": 10, "journal_dir": str(journal),
+            }  # fmt: skip
+            server = {"workers": workers[number], "grace_s": 5}
+            config = {"store": store, "server": server, **(top or {})}
+            return await stack.enter_async_context(process(own, provider_url, top=config, deployment=deployment))
+
+        running = list(await asyncio.gather(*(start(number) for number in range(len(workers)))))
+        made = Fleet(running, workers, database_url, killed=[0] * len(workers))
+        await made.is_whole()
+        yield made

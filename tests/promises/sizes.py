@@ -1,0 +1,31 @@
+"""How long the promises' tests are, and where what they measured goes.
+
+`PROMISES=full` chooses the long sizes (`make promises`), a variable such as `PROMISE_7_REQUESTS=50000` one of them.
+What a test passes to `measured` is shown at the end, and added to the file named by `PROMISES_SEEN`, from which
+`bench/promises.py` writes docs/promises.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+IS_FULL = os.environ.get("PROMISES") == "full"
+
+
+lines: list[str] = []
+"""What was measured so far; the end of the run shows it."""
+
+
+def size(name: str, short: int, *, full: int) -> int:
+    """`name` is the variable by which this one size is chosen."""
+    return int(os.environ.get(name) or (full if IS_FULL else short))
+
+
+def measured(promise: int, figures: str) -> None:
+    lines.append(f"promise {promise}: {figures}")
+    file = os.environ.get("PROMISES_SEEN")
+    if file:
+        with Path(file).open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps({"promise": promise, "figures": figures}) + "\n")
