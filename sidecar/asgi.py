@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sidecar.errors import BadRequestError, BodyTooLargeError, RefusedError, SidecarError
+from sidecar.errors import BadRequestError, BodyTooLargeError, RefusedError, SidecarError, without_credentials
 from sidecar.exchange import SCOPE_KEY, Exchange, new_exchange_id
 from sidecar.routing.catalog import Catalog
 from sidecar.translate.pieces import BIG_BYTES, decode_big
@@ -240,7 +240,7 @@ def open_exchange(scope: Scope, receive: Receive, *, now: Callable[[], float] = 
     inbox.exchange = exchange
     request_id = header(scope, b"x-request-id")
     if request_id is not None:
-        exchange.request_id = request_id[:128].decode("latin-1")
+        exchange.request_id = without_credentials(request_id[:128].decode("latin-1"))
     scope[SCOPE_KEY] = exchange
     return exchange, True
 
@@ -295,7 +295,7 @@ async def read_body(scope: Scope, exchange: Exchange, limit: int = MAX_BODY_BYTE
         raise BadRequestError("The gateway refused the request: 'messages' must be a list.", param="messages")
     exchange.raw = raw
     exchange.payload = payload
-    exchange.model = model
+    exchange.model = without_credentials(model)  # it goes into answers, logs and rows
     exchange.is_stream = stream is True
     exchange.inbox.watch()
     return payload

@@ -19,7 +19,8 @@
     │   ├── UpstreamCredentialError 503  no token or signature for the provider now; nothing was sent
     │   ├── UpstreamStaleError      502  reused connection closed before the request was written: retry is free
     │   ├── UpstreamBrokenError     502  closed or malformed after sending: may be billed
-    │   └── UpstreamTimeoutError    504  connect | first_byte | gap | total
+    │   ├── UpstreamTimeoutError    504  connect | first_byte | gap | total
+    │   └── HoldUsedUpError         429  we ended it: the answer used up the money held for it
     └── StackOrderError         a programming error in how the middlewares were stacked
 
 `is_from_gateway` says who refused and the message says it in words.
@@ -28,6 +29,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
 
 ErrorKind = Literal[
@@ -45,6 +47,20 @@ ErrorKind = Literal[
     "server",
     "connection",
 ]
+
+
+_CREDENTIAL = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:sk|rk|pk|gsk|csk|xai|nvapi|pplx|whsec|glpat|xox[abeprs])-"
+    r"|(?:sk|rk|pk|gsk|hf|fw|r8|tgp|gh[oprsu]|github_pat)_|AIza|eyJ|ya29\.|A[KS]IA|dapi)[-_A-Za-z0-9./+=]{16,}"
+    r"|[Bb]earer\s+[^\s\"',]{16,}"
+)
+"""The well-known beginnings of API keys and tokens, with as much behind them as no name of a model or field has."""
+SHORTEST_CREDENTIAL = 18
+
+
+def without_credentials(text: str) -> str:
+    """What a caller wrote, fit for answers and logs: a key pasted into the wrong field is blanked."""
+    return _CREDENTIAL.sub("***", text) if len(text) >= SHORTEST_CREDENTIAL else text
 
 
 class SidecarError(Exception):
@@ -81,7 +97,11 @@ class SidecarError(Exception):
 
 
 class RefusedError(SidecarError):
-    """The gateway refused; no byte went upstream."""
+    """The gateway refused; no byte went upstream. Messages may quote what the caller wrote: credentials are blanked."""
+
+    def __init__(self, message: str, *, param: str | None = None, **more: Any) -> None:
+        param = without_credentials(param) if param is not None else None
+        super().__init__(without_credentials(message), param=param, **more)
 
 
 class BadRequestError(RefusedError):
@@ -203,6 +223,15 @@ class UpstreamTimeoutError(UpstreamError):
         super().__init__(message, code=f"upstream_timeout_{phase}")
         self.phase = phase
         self.may_be_billed = phase != "connect"
+
+
+class HoldUsedUpError(UpstreamError):
+    """The provider sends more than the output it was asked for; the gateway ends the answer where its hold ends."""
+
+    status, type, code = 429, "budget_exceeded", "budget_exceeded"
+    is_from_gateway = True
+    is_retryable = False
+    cools_down = False
 
 
 class StackOrderError(Exception):

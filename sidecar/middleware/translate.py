@@ -30,7 +30,7 @@ from sidecar.asgi import (
     read_body,
     refuse,
 )
-from sidecar.errors import BadRequestError, RefusedError, UpstreamBrokenError, UpstreamError
+from sidecar.errors import BadRequestError, RefusedError, UpstreamBrokenError, UpstreamError, without_credentials
 from sidecar.exchange import Attempt, Exchange
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.translate.provider import Call, Head, Media, Provider, StreamTranslator
@@ -123,7 +123,7 @@ class TranslateMiddleware:
         except RefusedError:
             attempt.is_sent = False
             raise
-        attempt.dropped = request.dropped
+        attempt.dropped = tuple(without_credentials(name) for name in request.dropped)
         path = request.path
         below = dict(scope)
         below["path"] = path

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from sidecar.errors import ErrorKind, ProviderError
+from sidecar.errors import ErrorKind, ProviderError, without_credentials
 from sidecar.translate.provider import Head
 from sidecar.translate.usage import NOT_JSON
 
@@ -115,7 +115,7 @@ def clean_message(value: Any) -> str:
     text = text.strip()
     if text[:200].lower().lstrip("\ufeff").startswith(("<!doctype", "<html", "<head", "<body")):
         return ""
-    text = _CREDENTIAL.sub("***", text[: MAX_MESSAGE + 200])
+    text = without_credentials(_CREDENTIAL.sub("***", text[: MAX_MESSAGE + 200]))
     return text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "…"
 
 

@@ -23,7 +23,9 @@ import pytest
 
 from sidecar.app import build_app
 from sidecar.config import ConfigError, load_config
+from sidecar.errors import without_credentials
 from tests.faults.provider import Fault, FaultProvider
+from tests.promises.support import MASTER as MASTER_OF_PROMISES
 from tests.promises.support import Running, body, config_file, eventually, process, served
 from tests.servers.redis import LocalServer
 
@@ -313,6 +315,66 @@ async def test_no_error_path_of_the_process_shows_a_secret(
     for name, text in [*kept, *stored_bytes(tmp_path)]:
         found += leaks(name, text, secrets)
     assert not found, "\n\n".join(found[:20])
+
+
+PASTED = (
+    "sk-" + "Kq3vXz7Lm2" * 4 + "abc",
+    "sk-ant-api03-Kq3vXz7Lm2-Pw8_Rt5Ys1Hd6",
+    "sk-proj-Kq3vXz7Lm2Pw8Rt5Ys1Hd6",
+    "AKIAKQ3VXZ7LM2PW8RT5",
+    "AIzaKq3vXz7Lm2Pw8Rt5Ys1Hd6Nf4",
+    "hf_Kq3vXz7Lm2Pw8Rt5Ys1Hd6",
+    "gsk_Kq3vXz7Lm2Pw8Rt5Ys1Hd6",
+    "xai-Kq3vXz7Lm2Pw8Rt5Ys1Hd6",
+    "github_pat_Kq3vXz7Lm2Pw8Rt5Ys1Hd6",
+    "eyJKq3vXz7Lm2.eyJPw8Rt5Ys1Hd6.Nf4",
+    "Bearer Kq3vXz7Lm2Pw8Rt5Ys1Hd6",
+)
+"""Keys as people paste them into the wrong field."""
+
+
+@pytest.mark.parametrize("pasted", PASTED)
+async def test_a_key_pasted_into_another_field_is_blanked(
+    pasted: str, faults: FaultProvider, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    top = {"log": {"access": True}}
+    async with served(tmp_path, faults.base_url, top=top) as gateway:
+        every = await gateway.mint()
+        witness = Witness(gateway, every)
+        narrow = await gateway.mint(models=["gpt"])
+        for model in (pasted, f"openai/{pasted}", f"gpt {pasted}", f"{pasted},{pasted}"):
+            assert await witness.chat(body(model)) == 404
+            assert await witness.chat(body(model), key=narrow) in (403, 404)
+        for name in ("gpt", "claude"):
+            for more in ({pasted: 1}, {"metadata": {pasted: 1}}, {"tool_choice": pasted}, {"reasoning_effort": pasted}):
+                await witness.chat(body(name) | more)
+        await witness.chat(body(), headers={"x-request-id": pasted})
+        await witness.call("POST", "/key/generate", json={pasted: 1}, key=MASTER_OF_PROMISES)
+        await witness.call("POST", "/key/delete", json={"keys": [pasted]}, key=MASTER_OF_PROMISES)
+        await witness.call("GET", f"/v1/{quote(pasted)}")
+        await gateway.rows(at_least=1)
+        for path in ("/metrics", "/spend/logs?limit=1000", "/audit"):
+            await witness.call("GET", path, key=MASTER_OF_PROMISES)
+    assert "***" in "".join(text for _, text in witness.texts), "nothing was blanked: this looks at nothing"
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith('{"exchange_id"')]
+    assert [line["model"] for line in lines[:2]] == ["***", "***"]
+    found = witness.leaks([pasted]) + leaks("access log", json.dumps(lines), [pasted])
+    for name, text in stored_bytes(tmp_path):
+        found += leaks(name, text, [pasted])
+    assert not found, "\n\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-4o-mini-2024-07-18", "claude-sonnet-4-5-20250929", "pplx-70b-online", "hf:meta-llama/Llama-3.3-70B",
+        "accounts/fireworks/models/llama-v3p1-405b-instruct", "task-sk-oriented", "anthropic.claude-3-5-sonnet-v2:0",
+        "ft:gpt-4o:organization:custom-suffix:ABCdef123", "max_completion_tokens", "skeleton-key-of-a-very-long-name",
+        "x-key_rotation_interval", "risk-assessment-model-of-the-year",
+    ],
+)  # fmt: skip
+def test_names_of_models_and_fields_are_not_taken_for_keys(name: str) -> None:
+    assert without_credentials(f"The model '{name}' and no other") == f"The model '{name}' and no other"
 
 
 def python_path(folder: Path) -> str:
