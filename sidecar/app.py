@@ -58,6 +58,7 @@ from sidecar.middleware.route import RouteMiddleware
 from sidecar.middleware.spend import SpendMiddleware
 from sidecar.middleware.translate import FetchMedia, TranslateMiddleware
 from sidecar.middleware.upstream import UpstreamProxy
+from sidecar.pauses import SharedPauses
 from sidecar.places import DeploymentPlaces
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.plan import Policy
@@ -175,6 +176,7 @@ def build_app(
         has_global_budget=config.budget.max_usd is not None,
     )
     transport = _transport(config)
+    router = build_router(config)
     media = MediaFetcher(allowed=config.upstream.media_networks) if config.upstream.fetch_media else None
     stack = build_stack(
         metrics=metrics,
@@ -185,7 +187,7 @@ def build_app(
         policy=policy,
         recorder=recorder,
         catalog=catalog,
-        router=build_router(config),
+        router=router,
         routing=build_policy(config),
         places=DeploymentPlaces(admission),
         transport=transport,
@@ -206,6 +208,7 @@ def build_app(
             random_bytes=secrets.token_bytes,
         )
     metrics.dropped_by_sink = recorder.dropped_by_sink
+    pauses = _pauses(redis_url, router, catalog) if redis_url is not None else None
     ticker = Ticker(admission, recorder, metrics, every_s=LEASE_S / 3)
 
     async def open_database() -> None:
@@ -220,12 +223,16 @@ def build_app(
         await live.reload()
 
     parts = (database, transport, media, admission, recorder, ticker, live, feed, keys, callers, subjects, cache)
-    closers = [part.aclose for part in parts if part is not None]
+    closers = [part.aclose for part in (*parts, pauses) if part is not None]
     return Gateway(
         stack,
         routes,
         render_metrics=metrics.render,
-        starters=[open_database, recorder.start, ticker.start, feed.start, *([_tune_process] if owns_process else [])],
+        starters=[
+            *(open_database, recorder.start, ticker.start, feed.start),
+            *([pauses.start] if pauses is not None else []),
+            *([_tune_process] if owns_process else []),
+        ],
         closers=closers,
         allowed_hosts=_LOOPBACK_NAMES if keys is None else None,
         grace_s=config.server.grace_s,
@@ -290,6 +297,16 @@ def _shared_cache(url: str) -> RedisSharedCache:
     from redis.backoff import NoBackoff
 
     return RedisSharedCache(Redis.from_url(url, retry=Retry(NoBackoff(), 0)), clock=time.time)
+
+
+def _pauses(url: str, router: Router, catalog: Catalog) -> SharedPauses:
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    client = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
+    ids = lambda: (d.deployment_id for d in catalog.deployments)  # noqa: E731
+    return SharedPauses(client, router.health, ids=ids, clock=time.time)
 
 
 def _sinks(config: Config) -> list[Any]:

@@ -254,7 +254,7 @@ class _Attempt:
             if here is not None:
                 live = route.router.board.started(deployment, attempt.started_at, tokens)
             can_retry = len(exchange.attempts) <= route.policy.retries
-            gate = _Gate(exchange, attempt, self._send, can_retry=can_retry, live=live)
+            gate = _Gate(exchange, attempt, self._send, can_retry=can_retry, live=live, health=health)
             error: UpstreamError | None = None
             try:
                 await route.app(dict(self._scope), receive_for(exchange), gate)
@@ -298,7 +298,9 @@ class _Attempt:
     def _report(self, error: UpstreamError | None) -> None:
         health, deployment = self._route.router.health, self._deployment
         if error is None or not error.cools_down:
-            health.succeeded(deployment)  # it answered; a client's own mistake is no failure of its
+            health.succeeded(
+                deployment, self._exchange.attempts[-1].started_at
+            )  # it answered; a client's own mistake is no failure of its
         elif self._is_cut and isinstance(error, UpstreamTimeoutError) and error.phase == "total":
             health.unknown(deployment)  # our deadline, not its
         else:
@@ -327,10 +329,28 @@ class _Attempt:
 class _Gate:
     """Holds an attempt's messages back until its content began or it ended. One per attempt."""
 
-    __slots__ = ("_attempt", "_can_retry", "_exchange", "_held", "_live", "_send", "began_s", "discarded", "is_open")
+    __slots__ = (
+        "_attempt",
+        "_can_retry",
+        "_exchange",
+        "_health",
+        "_held",
+        "_live",
+        "_send",
+        "began_s",
+        "discarded",
+        "is_open",
+    )
 
     def __init__(
-        self, exchange: Exchange, attempt: Attempt, send: Send, *, can_retry: bool, live: Live | None = None
+        self,
+        exchange: Exchange,
+        attempt: Attempt,
+        send: Send,
+        *,
+        can_retry: bool,
+        live: Live | None = None,
+        health: Health | None = None,
     ) -> None:
         self._exchange = exchange
         self._attempt = attempt
@@ -338,6 +358,7 @@ class _Gate:
         self._can_retry = can_retry
         self._held: list[Message] = []
         self._live = live
+        self._health = health
         self.is_open = False
         self.began_s: float | None = None
         self.discarded: UpstreamError | None = None
@@ -369,6 +390,8 @@ class _Gate:
                 now = self._exchange.now()
                 self.began_s = now - self._attempt.started_at
                 self._live.waited(now, self.began_s)
+                if self._health is not None:
+                    self._health.began(self._attempt.deployment, self._attempt.started_at)
             for held in self._held:
                 await self._send(held)
             self._held.clear()

@@ -22,16 +22,19 @@ _AT_LEAST = 10
 """So many outcomes must be known before a failing share of half of them ejects."""
 PROBE_S = 60.0
 """A probe that has not come back after this no longer holds others off."""
+_EVER = float("inf")
 _AT_ONCE = frozenset({"rate_limit", "quota", "authentication"})
 """What the provider says of itself: no need to hear it thrice."""
 
 
 @dataclass(slots=True)
 class Cooldown:
-    """`probe_until_at`: one call is finding out whether it is over."""
+    """`since_at`: what was sent before says nothing about it. `probe_until_at`: one call is finding out whether it is
+    over."""
 
     until_at: float
     reason: str
+    since_at: float = 0.0
     probe_until_at: float = 0.0
 
 
@@ -85,12 +88,12 @@ class Health:
         )
         if is_outlier:
             pause = self._cooldown_s if retry_after_s is None else max(retry_after_s, self._cooldown_s)
-            cooldown = self._cooling[name] = Cooldown(now + min(pause, MAX_PAUSE_S), reason)
+            cooldown = self._cooling[name] = Cooldown(now + min(pause, MAX_PAUSE_S), reason, now)
             if self.on_change is not None:
                 self.on_change(name, cooldown)
 
-    def succeeded(self, deployment: Deployment) -> None:
-        """It answered, if only that the client was wrong."""
+    def succeeded(self, deployment: Deployment, started_at: float = _EVER) -> None:
+        """It answered what was sent then, if only that the client was wrong."""
         if not self._records and not self._cooling:
             return
         name = deployment.deployment_id
@@ -101,8 +104,17 @@ class Health:
             record.in_a_row = 0
             if not record.bits:
                 del self._records[name]
-        if self._cooling.pop(name, None) is not None:
-            # Half-open was passed: it starts anew, what failed before does not count against it.
+        self.began(deployment, started_at)
+
+    def began(self, deployment: Deployment, started_at: float = _EVER) -> None:
+        """Content began: a trial is passed already, however long the answer is."""
+        if not self._cooling:
+            return
+        name = deployment.deployment_id
+        cooldown = self._cooling.get(name)
+        if cooldown is not None and cooldown.since_at <= started_at:
+            # It starts anew, what failed before does not count against it.
+            del self._cooling[name]
             self._records.pop(name, None)
             if self.on_change is not None:
                 self.on_change(name, None)
@@ -143,7 +155,7 @@ class Health:
         else:
             known = self._cooling.get(name)
             if known is None or known.until_at < cooldown.until_at:
-                self._cooling[name] = Cooldown(cooldown.until_at, cooldown.reason)
+                self._cooling[name] = Cooldown(cooldown.until_at, cooldown.reason, cooldown.since_at)
 
     def keep(self, ids: Iterable[str]) -> None:
         """Forget deployments that are no longer configured."""

@@ -121,3 +121,16 @@ def test_memory_is_of_failing_and_configured_deployments_only() -> None:
     health.keep(["b"])
     assert not health._records
     assert not health._cooling
+
+
+def test_an_answer_to_what_was_sent_before_the_pause_ends_no_pause() -> None:
+    health = Health(cooldown_s=5)
+    fail(health)
+    health.succeeded(A, 99.0)
+    assert health.healthy([A], 100.0) == []
+    other = Health(cooldown_s=5)
+    other.learn("a", Cooldown(105.0, "told", 101.0))
+    other.succeeded(A, 100.5)
+    assert other.healthy([A], 102.0) == []
+    other.succeeded(A, 102.0)
+    assert other.healthy([A], 102.0) == [A]

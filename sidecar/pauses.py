@@ -1,0 +1,124 @@
+"""Pauses of deployments, shared by all processes through one Redis hash: what one found out, the others need not.
+
+Neighbours: `routing.health` (told and asked here), `app.py` makes and starts it. Rule: no request ever waits for this.
+Redis gone: each process knows its own. Bounded by the configured deployments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from sidecar.routing.health import Cooldown, Health
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+KEY = "sidecar:pauses"
+_FORGET_S = 600
+_log = logging.getLogger(__name__)
+
+
+class SharedPauses:
+    """`ids` are the deployments configured now. Told at once, learned every `every_s`."""
+
+    def __init__(
+        self,
+        client: Redis,
+        health: Health,
+        *,
+        ids: Callable[[], Iterable[str]],
+        clock: Callable[[], float],
+        every_s: float = 0.5,
+        deadline_s: float = 0.5,
+        key: str = KEY,
+    ) -> None:
+        self._client: Any = client
+        self._health = health
+        self._ids = ids
+        self._clock = clock
+        self._every_s = every_s
+        self._deadline_s = deadline_s
+        self._key = key
+        self._news: dict[str, Cooldown | None] = {}
+        self._learned: set[str] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._is_down = False
+        health.on_change = self._changed
+
+    def _changed(self, name: str, cooldown: Cooldown | None) -> None:
+        self._news[name] = cooldown
+        self._wake.set()
+
+    async def start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def aclose(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        await self._client.aclose()
+
+    async def _run(self) -> None:
+        from redis.exceptions import RedisError
+
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(self._deadline_s):
+                    await self._tell()
+                    await self._learn()
+                self._is_down = False
+            except (RedisError, OSError, TimeoutError):
+                if not self._is_down:
+                    _log.warning("pauses of deployments are not shared: Redis does not answer")
+                self._is_down = True
+                await asyncio.sleep(self._every_s)
+
+    async def _tell(self) -> None:
+        news, self._news = self._news, {}
+        if not news:
+            return
+        try:
+            found = {name: f"{c.until_at:.3f} {c.reason}" for name, c in news.items() if c is not None}
+            over = [name for name, c in news.items() if c is None]
+            if over:
+                await self._client.hdel(self._key, *over)
+            if found:
+                await self._client.hset(self._key, mapping=found)
+                await self._client.expire(self._key, _FORGET_S)
+        except BaseException:
+            self._news = news | self._news
+            raise
+
+    async def _learn(self) -> None:
+        said = await self._client.hgetall(self._key)
+        pauses = {_text(name): _text(value) for name, value in said.items()}
+        ids, now = set(self._ids()), self._clock()
+        for name, value in pauses.items():
+            until, _, reason = value.partition(" ")
+            try:
+                until_at = float(until)
+            except ValueError:
+                continue
+            if name in ids and until_at > now and name not in self._news:
+                self._learned.add(name)
+                self._health.learn(name, Cooldown(until_at, reason, now))
+        for name in self._learned - pauses.keys():
+            # Another process' trial went well. A pause that is merely over stays in the hash, and half-open here.
+            self._learned.discard(name)
+            if name not in self._news:
+                self._health.learn(name, None)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
