@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 
 from sidecar.asgi import SETTLE_LIMIT_S, aside, candidates_of, read_body
-from sidecar.errors import BudgetExceededError, UnpricedModelError
-from sidecar.exchange import Attempt, Exchange
+from sidecar.errors import BudgetExceededError, HoldUsedUpError, UnpricedModelError
+from sidecar.exchange import NO_BOUND, Attempt, Exchange
 from sidecar.limits.admission import Admission
 from sidecar.routing.catalog import Catalog
 from sidecar.spend.cost import UNPRICED, Price, affordable_output, cost_nano, worst_case_nano
@@ -26,6 +26,8 @@ MIN_OUTPUT_TOKENS = 16
 """The least output a capped request is still worth sending for."""
 TPM_OUTPUT_GUESS = 256
 """Reserved on token windows when the client gave no bound; the surplus counts at settle."""
+METER_SLACK = 8
+"""Events of a stream that carry no token of output: role, finish, usage, end, the beginnings of a few tool calls."""
 
 
 class AdmissionPolicy:
@@ -200,7 +202,9 @@ def charge(exchange: Exchange, attempt: Attempt) -> None:
         attempt.cost_nano, attempt.cost_status = 0, price.status
     elif attempt.usage.is_known and attempt.is_complete:
         attempt.cost_nano, attempt.cost_status = cost_nano(price, attempt.usage), "settled"
-    elif exchange.client_left and (attempt.events_seen or attempt.usage.is_known):
+    elif isinstance(attempt.error, HoldUsedUpError) or (
+        exchange.client_left and (attempt.events_seen or attempt.usage.is_known)
+    ):
         attempt.usage = tokens_so_far(exchange, attempt)
         attempt.cost_nano, attempt.cost_status = cost_nano(price, attempt.usage), "estimated"
     elif attempt.is_complete and attempt.error is None and not attempt.usage.is_known:
@@ -214,14 +218,20 @@ def _held(exchange: Exchange, attempt: Attempt) -> int:
     return attempt.hold_nano or worst_case(exchange, attempt.deployment)
 
 
+def _left_of_hold(exchange: Exchange, attempt: Attempt) -> int:
+    """What is held for this exchange and not charged to its earlier attempts."""
+    held = exchange.grant.hold_nano if exchange.grant is not None else attempt.hold_nano
+    return held - sum(a.cost_nano or 0 for a in exchange.attempts if a is not attempt)
+
+
 def tokens_so_far(exchange: Exchange, attempt: Attempt) -> Usage:
-    """Usage of an answer its client left: what the vendor told so far, the rest counted by events passed on."""
+    """Usage of an answer its client left, or we ended: what the vendor told so far, the rest counted by events."""
     usage = attempt.usage
     tokens_in, _ = estimate_of(exchange)
     known = usage.as_dict()
     if usage.input is None:
         known["input"] = tokens_in
-    known["output"] = max(usage.output or 0, attempt.events_seen)
+    known["output"] = max(usage.output or 0, min(attempt.events_seen, attempt.output_max - METER_SLACK))
     return Usage(**known)
 
 
@@ -233,10 +243,13 @@ async def extend(exchange: Exchange, attempt: Attempt, policy: AdmissionPolicy) 
         return
     attempt.hold_nano = min(attempt.hold_nano, grant.hold_nano) if not exchange.attempts else attempt.hold_nano
     billed = [a for a in exchange.attempts if a.may_be_billed]
-    if not billed:
-        return
-    for earlier in billed:
-        charge(exchange, earlier)
-    needed = sum(a.cost_nano or 0 for a in billed) + attempt.hold_nano
-    if needed > grant.hold_nano:
-        await policy.admission.extend_hold(grant, needed - grant.hold_nano)
+    if billed:
+        for earlier in billed:
+            charge(exchange, earlier)
+        needed = sum(a.cost_nano or 0 for a in billed) + attempt.hold_nano
+        if needed > grant.hold_nano:
+            await policy.admission.extend_hold(grant, needed - grant.hold_nano)
+    if grant.windows and exchange.is_stream:
+        left = _left_of_hold(exchange, attempt)
+        bound = affordable_output(price_of(attempt.deployment), estimate_of(exchange)[0], left)
+        attempt.output_max = min(bound + METER_SLACK, NO_BOUND)

@@ -13,6 +13,7 @@ Who writes which field (one writer each):
     attempt.status, .first_byte_at        UpstreamProxy, else the tap
     grant, edits["output_cap"]            the first of RateLimit and Budget, through admit.py
     attempt.cost_nano, .cost_status       Spend, else Budget
+    attempt.output_max                    Budget, through admit.py
     outcome, error                        asgi.refuse, else the tap
 """
 
@@ -71,6 +72,7 @@ def new_exchange_id(now: float) -> str:
     at = f"{int(now * 1000) & 0xFFFFFFFFFFFF:012x}"
     random = _randomness.take()
     return f"{at[:8]}-{at[8:]}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[7:]}"
+NO_BOUND = 1 << 62
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +86,8 @@ class Attempt:
     usage: Usage = UNKNOWN_USAGE
     content_started: bool = False
     events_seen: int = 0
+    output_max: int = NO_BOUND
+    """Tokens of output its hold pays for; a stream that passes on more is ended."""
     status: int = 0
     first_byte_at: float | None = None
     ended_at: float | None = None

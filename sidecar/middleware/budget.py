@@ -1,10 +1,13 @@
 """Hold the worst case before dispatch, settle the real cost after. A budget is a ceiling.
 
 Neighbours: `admit.AdmissionPolicy`, shared with RateLimitMiddleware. Before an attempt that follows a possibly billed
-one the hold is extended; refused means no further attempt. Works alone in front of any ASGI app.
+one the hold is extended; refused means no further attempt. A stream is metered as it goes by: once it is longer than
+its hold pays for, it ends with an error event. Works alone in front of any ASGI app.
 """
 
 from __future__ import annotations
+
+from collections.abc import Awaitable
 
 from sidecar.admit import AdmissionPolicy, admit, extend, finish
 from sidecar.asgi import (
@@ -12,6 +15,7 @@ from sidecar.asgi import (
     ASGIApp,
     ClientDisconnectedError,
     Front,
+    Message,
     Receive,
     Scope,
     Send,
@@ -22,7 +26,7 @@ from sidecar.asgi import (
     receive_for,
     refuse,
 )
-from sidecar.errors import RefusedError
+from sidecar.errors import HoldUsedUpError, RefusedError
 from sidecar.exchange import Attempt, Exchange
 
 
@@ -56,10 +60,51 @@ class BudgetMiddleware:
                 return
             # Before Spend's hook, also when Spend is mounted outside: the intent carries the hold.
             exchange.before_attempt.insert(0, self._before_attempt)
+            meter = Meter(exchange, send)
             try:
-                await self.app(scope, receive_for(exchange), Tap(exchange, send))
+                await self.app(scope, receive_for(exchange), meter)
+            except HoldUsedUpError as error:
+                # No translator below that could have ended the answer.
+                if not exchange.answer_ended and not exchange.client_left:
+                    await send(_last_event(error))
             finally:
                 await finish(exchange, self.policy)
         finally:
             if is_mine:
                 close_exchange(exchange)
+
+
+class Meter(Tap):
+    """Ends a stream that goes on when its hold is used up: it raises into the app below, whose translator, if there is
+    one, ends the answer in the client's dialect."""
+
+    __slots__ = ()
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        exchange = self._exchange
+        if exchange.tap_owner is None:
+            exchange.tap_owner = self
+        if exchange.tap_owner is self and not exchange.is_translated:
+            self._note(exchange, message)
+        if exchange.attempts:
+            attempt = exchange.attempts[-1]
+            usage = attempt.usage
+            if attempt.events_seen > attempt.output_max or (
+                usage.output is not None and usage.total_output > attempt.output_max
+            ):
+                _cut(attempt, message)
+        return self._send(message)
+
+
+def _cut(attempt: Attempt, message: Message) -> None:
+    """Raises unless the answer is ending anyway."""
+    if attempt.error is None and not attempt.is_complete and message["type"] == "http.response.body":
+        attempt.error = HoldUsedUpError(
+            "The gateway ended the answer: the provider sent more than the output it was asked for, and the money held "
+            "for it is used up."
+        )
+        raise attempt.error
+
+
+def _last_event(error: HoldUsedUpError) -> Message:
+    return {"type": "http.response.body", "body": b"data: " + error.body_bytes() + b"\n\n", "more_body": False}
