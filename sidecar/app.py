@@ -208,6 +208,7 @@ def build_app(
             random_bytes=secrets.token_bytes,
         )
     metrics.dropped_by_sink = recorder.dropped_by_sink
+    recorder.settle_dead = admission.settle_dead
     pauses = _pauses(redis_url, router, catalog) if redis_url is not None else None
     ticker = Ticker(admission, recorder, metrics, every_s=LEASE_S / 3)
 

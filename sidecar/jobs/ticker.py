@@ -60,7 +60,8 @@ class Ticker:
             try:
                 self._metrics.drain()
                 for hold in await self._admission.tick():
-                    if hold.key_hash or hold.windows or hold.hold_nano:  # else a deployment's place: no money in it
+                    # Without any of these it is a deployment's place: no money in it.
+                    if hold.is_over or hold.key_hash or hold.windows or hold.hold_nano:
                         self._silent.put_nowait(hold)
             except Exception:  # noqa: BLE001
                 # Whatever it was, the next tick is due: without it every lease of this process would run out.
@@ -71,7 +72,8 @@ class Ticker:
             hold = await self._silent.get()
             while True:
                 try:
-                    await self._recorder.silent(silent_record(hold))
+                    record = silent_record(hold)
+                    await (self._recorder.heard(record) if hold.is_over else self._recorder.silent(record))
                     break
                 except UnavailableError:
                     await asyncio.sleep(self._every_s)
@@ -104,7 +106,7 @@ def silent_record(hold: SilentHold) -> SpendRecord:
             who[_FIELD[kind]] = scope_id
     return SpendRecord(
         exchange_id=hold.exchange_id,
-        attempt=1,
+        attempt=0,
         revision=0,
         at=hold.at,
         key_hash=hold.key_hash,

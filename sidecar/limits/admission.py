@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from sidecar.errors import BudgetExceededError, UnavailableError
 from sidecar.limits.answers import rate_headers, refusal
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, RateClaim, SilentHold, Stale
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, RateClaim, Settled, SilentHold, Stale
 from sidecar.limits.scopes import SCOPES, Scope, ScopeFunction, global_scope, limits_model
 from sidecar.limits.store.base import LimitStore, StoreDownError, StoreUnsafeError
 from sidecar.limits.store.memory import MemoryStore
@@ -90,6 +90,7 @@ class Admission:
         self._local: MemoryStore | None = None
         self._live: dict[str, Grant] = {}
         self._owed: dict[str, _Debt] = {}
+        self._late: list[SilentHold] = []
         self.excess_tokens = 0
         """Tokens used beyond their reservations so far: how far estimates let token windows be overrun (a metric)."""
 
@@ -287,14 +288,15 @@ class Admission:
                 self._owe(f"{exchange_id}:open", _Debt("charge", None, charge, grant.claims))
             return
         # Owed first, so that neither a time-out nor a cancellation loses it.
-        debt = self._owed[exchange_id] = _Debt("settle", tokens, cost_nano)
+        debt = self._owed[exchange_id] = _Debt("settle", tokens, cost_nano, grant.claims)
         try:
-            is_known = await store.settle(exchange_id, tokens=tokens, cost_nano=cost_nano)
+            found = await store.settle(exchange_id, tokens=tokens, cost_nano=cost_nano)
         except StoreDownError:
             if len(self._owed) > MAX_OWED:
                 del self._owed[exchange_id]
             return
-        if not is_known and grant.windows:
+        self._note(exchange_id, grant.claims, found)
+        if not found and grant.windows:
             # Our first word of it, and the store knows nothing: it lost its memory, and the hold with it.
             debt = self._owed[exchange_id] = _Debt(
                 "charge", None, grant.hold_nano if cost_nano is None else cost_nano, grant.claims
@@ -310,8 +312,25 @@ class Admission:
         if not grant.store.is_shared:
             await grant.store.cancel(grant.exchange_id)
             return
-        self._owe(grant.exchange_id, _Debt("cancel"))
+        self._owe(grant.exchange_id, _Debt("cancel", claims=grant.claims))
         await self._pay(grant.exchange_id)
+
+    async def settle_dead(self, costs: Mapping[str, int]) -> list[str] | None:
+        """Exchanges whose process died, at what their rows cost. Returns those whose holds had been charged as a silent
+        owner's; `None` if the store does not answer (then ask again)."""
+        if not self.store.is_shared:
+            return []
+        try:
+            found = await asyncio.gather(
+                *(self.store.settle(name, tokens=None, cost_nano=cost) for name, cost in costs.items())
+            )
+        except StoreDownError:
+            return None
+        return [name for name, settled in zip(costs, found, strict=True) if settled is Settled.WAS_SILENT]
+
+    def _note(self, exchange_id: str, claims: Claims | None, found: Settled) -> None:
+        if found is Settled.WAS_SILENT and claims is not None and claims.windows:
+            self._late.append(SilentHold(exchange_id, 0, self._clock(), is_over=True))
 
     def _owe(self, exchange_id: str, debt: _Debt) -> None:
         if self.store.is_shared and len(self._owed) < MAX_OWED:
@@ -324,9 +343,10 @@ class Admission:
             return True
         try:
             if debt.what == "cancel":
-                await self.store.cancel(exchange_id)
+                self._note(exchange_id, debt.claims, await self.store.cancel(exchange_id))
             elif debt.what == "settle":
-                await self.store.settle(exchange_id, tokens=debt.tokens, cost_nano=debt.cost_nano)
+                found = await self.store.settle(exchange_id, tokens=debt.tokens, cost_nano=debt.cost_nano)
+                self._note(exchange_id, debt.claims, found)
             elif debt.claims is not None:
                 await self.store.charge(exchange_id, debt.claims, debt.cost_nano or 0)
         except StoreDownError:
@@ -345,7 +365,7 @@ class Admission:
 
     async def tick(self) -> list[SilentHold]:
         """Call every third of a lease: pays what is owed, renews our leases (and counts anew what the store lost),
-        charges the holds of silent owners (returned, for their `unknown` rows)."""
+        charges the holds of silent owners (returned, for their `unknown` rows), and tells of those who turned up."""
         store = self.store
         if not store.is_shared:
             return []
@@ -364,7 +384,8 @@ class Admission:
                     break
         except StoreDownError:
             pass
-        return silent
+        late, self._late = self._late, []
+        return silent + late
 
     async def _restore(self, exchange_id: str) -> None:
         """The store lost its memory while this exchange runs: its slots and hold count again."""

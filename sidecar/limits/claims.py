@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,13 +81,23 @@ class Gone:
     """The exchange was cancelled before its acquisition arrived: nothing was consumed."""
 
 
+class Settled(enum.IntEnum):
+    """What a settlement or a cancellation found: an exchange the store does not know (settled already, or lost with the
+    store's memory), one it knows, or one whose hold had been charged because its owner was silent."""
+
+    UNKNOWN = 0
+    DONE = 1
+    WAS_SILENT = 2
+
+
 @dataclass(frozen=True, slots=True)
 class SilentHold:
     """A hold whose owner fell silent; it stays charged on `windows` (counter keys). The caller writes the `unknown`
-    row, for `key_hash`, at `at`."""
+    row, for `key_hash`, at `at`. `is_over`: its owner settled after all, so the caller takes that row back."""
 
     exchange_id: str
     hold_nano: int
     at: float
     key_hash: str = ""
     windows: tuple[str, ...] = ()
+    is_over: bool = False

@@ -167,6 +167,22 @@ class Ledger:
         """Every row of one exchange, in order."""
         return (await self.logs(exchange_id=exchange_id, limit=MAX_PAGE)).records[::-1]
 
+    async def costs_of(self, exchange_ids: Sequence[str]) -> dict[str, int]:
+        """Nano-dollars of these exchanges by their attempts' rows, without what was charged because an owner was silent
+        (attempt 0)."""
+        import sqlalchemy as sa
+
+        from sidecar.db.schema import spend
+
+        found: dict[str, int] = {}
+        async with self.connection() as connection:
+            for start in range(0, len(exchange_ids), 500):
+                names = [stored_text(name) for name in exchange_ids[start : start + 500]]
+                query = sa.select(spend.c.exchange_id, sa.func.sum(spend.c.cost_nano))
+                query = query.where(spend.c.exchange_id.in_(names), spend.c.attempt > 0).group_by(spend.c.exchange_id)
+                found |= {name: int(total) for name, total in await connection.execute(query)}
+        return found
+
     async def sum_nano(self, key_hash: str, since_at: float | None = None, until_at: float | None = None) -> int:
         """Nano-dollars of one key."""
         return (await self.sum_by_keys([key_hash], since_at, until_at)).get(key_hash, 0)

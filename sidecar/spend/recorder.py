@@ -8,9 +8,10 @@ from the segments, never kept in memory; a segment goes only when all its rows a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from sidecar.spend.journal import Journal
 from sidecar.spend.rows import Row, encoded, record_of, row_of
 from sidecar.spend.segments import Adopted, SegmentReader
 from sidecar.spend.sinks.base import Outlet, Sink
-from sidecar.types import SpendRecord
+from sidecar.types import SpendRecord, Usage
 
 SHIP_ROWS = 1000
 INSERT_TIMEOUT_S = 60.0
@@ -35,6 +36,8 @@ class LedgerLike(Protocol):
     async def insert_rows(self, rows: Sequence[Row]) -> list[Row]: ...
 
     async def rows_of(self, exchange_id: str) -> list[SpendRecord]: ...
+
+    async def costs_of(self, exchange_ids: Sequence[str]) -> dict[str, int]: ...
 
     async def maintain(self) -> None: ...
 
@@ -62,6 +65,8 @@ class Recorder:
         self._task: asyncio.Task[None] | None = None
         self._is_dirty = False
         self._maintained_at = -MAINTAIN_EVERY_S
+        self.settle_dead: Callable[[Mapping[str, int]], Awaitable[list[str] | None]] | None = None
+        """Tells the counters what dead processes' exchanges cost by their rows; see `Admission.settle_dead`."""
         self.failures = 0
         """Shippings that failed in a row; 0 while the ledger takes rows."""
 
@@ -83,23 +88,30 @@ class Recorder:
             outlet.offer(record)
 
     async def silent(self, record: SpendRecord) -> None:
-        """The row of a hold that was charged because its owner fell silent, so that counters and ledger agree. What
-        the owner's journal knows comes first: if the exchange has rows already, only the difference is appended."""
-        try:
-            await self.flush()
-            rows = await self._ledger.rows_of(record.exchange_id)
-        except UnavailableError:
-            rows = []
-        if rows:
-            last = rows[-1]
-            missing = record.cost_nano - sum(row.cost_nano for row in rows)
-            if not missing:
-                return
-            revision = 1 + max(row.revision for row in rows if row.attempt == last.attempt)
-            record = replace(
-                last, revision=revision, status="unknown", cost_nano=missing, usage=type(last.usage)(), at=record.at
-            )
-        await self.record(record)
+        """The row of a hold that was charged because its owner fell silent, so that counters and ledger agree: attempt
+        0, at what the exchange's rows leave of the hold. Should the owner turn up, or its journal, `heard` takes it
+        back. Raises `UnavailableError`: then call it again."""
+        await self.flush()
+        rows = await self._ledger.rows_of(record.exchange_id)
+        missing = record.cost_nano - sum(row.cost_nano for row in rows if row.attempt)
+        if missing > 0 and all(row.attempt for row in rows):
+            await self.record(replace(record, attempt=0, cost_nano=missing))
+
+    async def heard(self, record: SpendRecord) -> None:
+        """The owner of a silent hold settled after all, so its rows are what counts and the row of `silent` is taken
+        back by another; also if that row is still on its way: `record`, at no cost, is then in its place. Raises
+        `UnavailableError`: then call it again."""
+        rows = await self._silent_rows(record.exchange_id)
+        if not rows:
+            nothing = replace(record, attempt=0, status="unknown", outcome="incomplete", cost_nano=0, usage=Usage())
+            await self._insert([row_of(nothing)])
+            rows = await self._silent_rows(record.exchange_id)
+        standing = sum(row.cost_nano for row in rows)
+        if standing:
+            await self._insert([row_of(replace(rows[0], revision=len(rows), cost_nano=-standing))])
+
+    async def _silent_rows(self, exchange_id: str) -> list[SpendRecord]:
+        return [row for row in await self._ledger.rows_of(exchange_id) if not row.attempt]
 
     async def start(self) -> None:
         """Adopt what dead processes left and start the background task. A dead database does not fail it."""
@@ -193,6 +205,17 @@ class Recorder:
 
     async def _ship_adopted(self, adopted: Adopted) -> None:
         """The dead process's records, then a row at the held cost for each intent it left open."""
+        if adopted.intents is None:
+            adopted.intents = await self._ship_rows(adopted)
+        if not await self._settle_dead(adopted, adopted.intents):
+            return  # in the next round
+        for record in adopted.intents:
+            for outlet in self._outlets:
+                outlet.offer(record)
+        adopted.drop()
+        del self._adopted[adopted.owner]
+
+    async def _ship_rows(self, adopted: Adopted) -> list[SpendRecord]:
         reader = SegmentReader(track_intents=True)
         for path in adopted.paths:
             damaged = reader.damaged
@@ -206,11 +229,22 @@ class Recorder:
         ]
         for start in range(0, len(intents), SHIP_ROWS):
             await self._insert([row_of(intent) for intent in intents[start : start + SHIP_ROWS]])
-        for record in intents:
-            for outlet in self._outlets:
-                outlet.offer(record)
-        adopted.drop()
-        del self._adopted[adopted.owner]
+        return intents
+
+    async def _settle_dead(self, adopted: Adopted, intents: list[SpendRecord]) -> bool:
+        """The dead process's exchanges stand in the counters at what their rows say, not at their holds. False if the
+        counters cannot be told now."""
+        if self.settle_dead is None:
+            return True
+        batches = (b for path in adopted.paths for b in SegmentReader(track_intents=False).batches(path, SHIP_ROWS))
+        for records in itertools.chain((map(record_of, batch) for batch in batches), [intents]):
+            last = {record.exchange_id: record for record in records}
+            late = await self.settle_dead(await self._ledger.costs_of(list(last))) if last else []
+            if late is None:
+                return False
+            for exchange_id in late:
+                await self.heard(last[exchange_id])
+        return True
 
     async def _insert(self, batch: list[Row]) -> None:
         try:

@@ -64,12 +64,14 @@ def lock(path: Path) -> int | None:
 
 @dataclass(slots=True)
 class Adopted:
-    """The segments of a dead process, under its lock, oldest first. `drop` once their rows are in the ledger."""
+    """The segments of a dead process, under its lock, oldest first. `drop` once their rows are in the ledger.
+    `intents`: those left open, once their rows are."""
 
     owner: str
     descriptor: int
     folder: Path
     paths: list[Path]
+    intents: list[SpendRecord] | None = None
 
     def drop(self) -> None:
         for path in self.paths:

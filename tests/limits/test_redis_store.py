@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from sidecar.errors import RateLimitedError
 from sidecar.limits.admission import Admission
-from sidecar.limits.claims import Admitted, Cold, Denied, Gone, SilentHold
+from sidecar.limits.claims import Admitted, Cold, Denied, Gone, Settled, SilentHold
 from sidecar.limits.store import LimitStore, StoreDownError
 from sidecar.limits.store.base import StoreUnsafeError
 from sidecar.types import Identity, Limits
@@ -60,8 +60,8 @@ async def test_a_silent_hold_is_charged_by_one_and_a_late_settle_corrects(
     assert (await stores[1].spent([today.key]))[today.key] == 60
     await stores[0].renew(["a"], 10.0, NOW + 11)
     assert await stores[2].reap(NOW + 30) == [], "charged once, whatever its owner does later"
-    assert await stores[0].settle("a", tokens=None, cost_nano=25) is True
-    assert await stores[0].settle("a", tokens=None, cost_nano=25) is False
+    assert await stores[0].settle("a", tokens=None, cost_nano=25) is Settled.WAS_SILENT
+    assert await stores[0].settle("a", tokens=None, cost_nano=25) is Settled.UNKNOWN
     assert (await stores[1].spent([today.key]))[today.key] == 25
 
 
@@ -161,7 +161,7 @@ async def test_a_flushed_server_is_cold_and_gets_its_scripts_again(
         await client.script_flush()
     results = await asyncio.gather(*(take(store, wanted, hold=1) for _ in range(5)))
     assert results == [Cold((today,))] * 5
-    assert await store.settle("a", tokens=None, cost_nano=5) is False
+    assert await store.settle("a", tokens=None, cost_nano=5) is Settled.UNKNOWN
     await store.seed({today.key: 7}, [today], now=NOW)
     for _ in range(2):
         await store.charge("a", wanted, 5)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sidecar.limits.claims import Admitted, Cold, Denied, Stale
+from sidecar.limits.claims import Admitted, Cold, Denied, Settled, Stale
 from sidecar.limits.store.base import LimitStore
 from tests.limits.making import NOW, claims, new_id, take, window
 
@@ -197,8 +197,8 @@ async def test_asked_twice_it_admits_once_and_settles_once(store: LimitStore) ->
     assert isinstance(first, Admitted)
     assert isinstance(again, Admitted)
     assert (first.at, first.hold_nano) == (again.at, again.hold_nano)
-    assert await store.settle("a", tokens=50, cost_nano=20, now=NOW) is True
-    assert await store.settle("a", tokens=90, cost_nano=90, now=NOW) is False
+    assert await store.settle("a", tokens=50, cost_nano=20, now=NOW) is Settled.DONE
+    assert await store.settle("a", tokens=90, cost_nano=90, now=NOW) is Settled.UNKNOWN
     assert (await store.spent([wanted.windows[0].key])).popitem()[1] == 20
     last = await take(store, wanted, exchange="b", tokens=50)
     assert isinstance(last, Admitted)

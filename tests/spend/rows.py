@@ -73,6 +73,10 @@ class MemoryLedger:
             (r for r in self.rows.values() if r.exchange_id == exchange_id), key=lambda r: (r.attempt, r.revision)
         )
 
+    async def costs_of(self, exchange_ids: Sequence[str]) -> dict[str, int]:
+        found = {name: [row for row in await self.rows_of(name) if row.attempt] for name in exchange_ids}
+        return {name: sum(row.cost_nano for row in rows) for name, rows in found.items() if rows}
+
     async def maintain(self) -> None:
         if self.is_down:
             raise UnavailableError("down")

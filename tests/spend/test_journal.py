@@ -7,7 +7,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -342,9 +342,54 @@ async def test_a_silent_owners_hold_is_one_row_and_sums_to_the_hold(tmp_path: Pa
     await rows.record(row(2, cost_nano=30))
     await rows.silent(held(row(2), 100))
     await rows.flush()
-    assert [record.cost_nano for record in ledger.records] == [100, 30, 70]
-    assert [record.revision for record in ledger.records] == [0, 0, 1]
+    assert [(record.attempt, record.cost_nano) for record in ledger.records] == [(0, 100), (0, 70), (1, 30)]
     await rows.aclose()
+
+
+async def test_an_owner_that_turns_up_takes_the_row_of_its_silence_back(tmp_path: Path) -> None:
+    """Whichever comes first, and however often it is told."""
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    await rows.silent(held(row(1), 100))
+    await rows.flush()
+    await rows.record(row(1, cost_nano=30))
+    await rows.flush()
+    for _ in range(2):
+        await rows.heard(row(1))
+    await rows.heard(row(2))
+    await rows.record(row(2, cost_nano=40))
+    await rows.silent(held(row(2), 100))
+    await rows.flush()
+    assert await ledger.costs_of([row(1).exchange_id, row(2).exchange_id]) == {
+        row(1).exchange_id: 30, row(2).exchange_id: 40,
+    }  # fmt: skip
+    assert sum(record.cost_nano for record in ledger.records) == 70
+    assert all(not record.usage.is_known for record in ledger.records if not record.attempt)
+    await rows.aclose()
+
+
+async def test_what_a_dead_process_left_settles_its_holds(tmp_path: Path) -> None:
+    """Counters are told what the rows say, again until they answer; only then its segments go."""
+    dead = Journal(tmp_path)
+    await dead.record(row(1, cost_nano=30))
+    await dead.intent(held(row(2), 100))
+    await dead.aclose()
+    ledger = MemoryLedger()
+    heir = recorder(tmp_path, ledger)
+    told: list[Mapping[str, int]] = []
+
+    async def settle_dead(costs: Mapping[str, int]) -> list[str] | None:
+        told.append(costs)
+        return None if len(told) == 1 else list(costs)
+
+    heir.settle_dead = settle_dead
+    await heir.flush()
+    assert any(name.endswith(".seg") for name in os.listdir(tmp_path))
+    await heir.flush()
+    assert os.listdir(tmp_path) == []
+    assert told == [{row(1).exchange_id: 30}, {row(1).exchange_id: 30}, {row(2).exchange_id: 100}]
+    assert sum(record.cost_nano for record in ledger.records) == 130
+    await heir.aclose()
 
 
 class SlowSink:

@@ -1,8 +1,8 @@
 -- Reservation to reality, once: the record of the exchange is the proof that it has not been done.
 -- KEYS: record, lease set. ARGV: exchange id, tokens ('' keeps), cost ('' keeps), now (µs or ''), '1' to cancel.
--- Returns 1 done, 0 not known. A cancel of something not known leaves a mark, so that an acquisition still on its way
+-- Returns 1 done, 2 done after the hold had been charged as a silent owner's (reap.lua), 0 not known. A cancel of something not known leaves a mark, so that an acquisition still on its way
 -- finds it and takes nothing.
-local record = redis.call('HMGET', KEYS[1], 'keys', 'hold', 'tokens', 'at')
+local record = redis.call('HMGET', KEYS[1], 'keys', 'hold', 'tokens', 'at', 'charged')
 if not record[1] then
   if ARGV[5] == '1' then
     redis.call('HSET', KEYS[1], 'gone', '1')
@@ -42,4 +42,4 @@ if ARGV[3] ~= '' and ARGV[3] ~= record[2] then
     if redis.call('EXISTS', k) == 1 then redis.call('INCRBY', k, difference) end
   end
 end
-return 1
+return record[5] and 2 or 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, SilentHold, Stale
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, Settled, SilentHold, Stale
 from sidecar.limits.windows import BudgetWindow
 
 
@@ -47,15 +47,14 @@ class LimitStore(Protocol):
 
     async def settle(
         self, exchange_id: str, *, tokens: int | None, cost_nano: int | None, now: float | None = None
-    ) -> bool:
-        """Reservation to reality, once. `None` keeps what was reserved. False if the store does not know the exchange:
-        settled already, or lost with the store's memory."""
+    ) -> Settled:
+        """Reservation to reality, once. `None` keeps what was reserved."""
 
     async def charge(self, exchange_id: str, claims: Claims, cost_nano: int) -> None:
         """Add a cost whose hold the store lost or never had, once per exchange; only to counters that exist (one that
         does not will be seeded from the ledger, where the cost stands already)."""
 
-    async def cancel(self, exchange_id: str) -> None:
+    async def cancel(self, exchange_id: str) -> Settled:
         """As if it had never been admitted – also if the acquisition arrives after this."""
 
     async def seed(

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, SilentHold, Stale
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, Settled, SilentHold, Stale
 from sidecar.limits.windows import RATE_WINDOW_S, BudgetWindow
 
 _SWEEP_EVERY = 4096
@@ -231,10 +231,10 @@ class MemoryStore:
 
     async def settle(
         self, exchange_id: str, *, tokens: int | None, cost_nano: int | None, now: float | None = None
-    ) -> bool:
+    ) -> Settled:
         live = self._live.pop(exchange_id, None)
         if live is None:
-            return False
+            return Settled.UNKNOWN
         claims = live.claims
         slots = self._slots
         for claim in claims.slots:
@@ -256,7 +256,7 @@ class MemoryStore:
                     used.add(reserved_in, difference)
         if cost_nano is not None and cost_nano != live.hold_nano:
             self._add(claims, cost_nano - live.hold_nano)
-        return True
+        return Settled.DONE
 
     def _add(self, claims: Claims, nano: int) -> None:
         for window in claims.windows:
@@ -267,15 +267,15 @@ class MemoryStore:
     async def charge(self, exchange_id: str, claims: Claims, cost_nano: int) -> None:
         self._add(claims, cost_nano)
 
-    async def cancel(self, exchange_id: str) -> None:
+    async def cancel(self, exchange_id: str) -> Settled:
         live = self._live.get(exchange_id)
         if live is None:
-            return
+            return Settled.UNKNOWN
         for claim in live.claims.requests:
             log = self._requests.get(claim.key)
             if log is not None and live.at in log:
                 log.remove(live.at)
-        await self.settle(exchange_id, tokens=0, cost_nano=0, now=0.0)
+        return await self.settle(exchange_id, tokens=0, cost_nano=0, now=0.0)
 
     async def seed(
         self, values: Mapping[str, int], windows: Sequence[BudgetWindow] = (), now: float | None = None

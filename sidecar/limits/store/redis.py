@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, SilentHold, Stale
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, Settled, SilentHold, Stale
 from sidecar.limits.store.base import StoreDownError
 from sidecar.limits.store.redis_link import RedisLink, pack
 from sidecar.limits.windows import BudgetWindow
@@ -121,11 +121,11 @@ class RedisStore:
 
     async def settle(
         self, exchange_id: str, *, tokens: int | None, cost_nano: int | None, now: float | None = None
-    ) -> bool:
-        return bool(await self._settle(exchange_id, tokens, cost_nano, _micros(now), b""))
+    ) -> Settled:
+        return Settled(await self._settle(exchange_id, tokens, cost_nano, _micros(now), b""))
 
-    async def cancel(self, exchange_id: str) -> None:
-        await self._settle(exchange_id, 0, 0, b"", b"1")
+    async def cancel(self, exchange_id: str) -> Settled:
+        return Settled(await self._settle(exchange_id, 0, 0, b"", b"1"))
 
     def _settle(
         self, exchange_id: str, tokens: int | None, cost: int | None, now: bytes, cancel: bytes
