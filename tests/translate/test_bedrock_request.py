@@ -534,10 +534,22 @@ def test_else_a_tool_is_forced_whose_input_is_the_answer(model: str, schema: Any
     """7b-49"""
     body = body_of(json_schema(schema), model, **options)
     assert "outputConfig" not in body
-    assert body["toolConfig"]["toolChoice"] == {"tool": {"name": "respond_in_json"}}
+    assert body["toolConfig"]["toolChoice"] == {"any": {}}
+    assert body["toolConfig"]["tools"][0]["toolSpec"]["name"] == "respond_in_json"
     beside = body_of({**json_schema(schema), "tools": [WEATHER]}, model, **options)["toolConfig"]
     assert beside["toolChoice"] == {"any": {}}
     assert len(beside["tools"]) == 2
+
+
+def test_a_model_that_cannot_be_forced_refuses_by_name() -> None:
+    for payload in ({"tools": [WEATHER], "tool_choice": "required"}, json_schema(CLOSED)):
+        (param,) = payload.keys() - {"tools"}
+        assert refused(payload, LLAMA).param == param
+        assert BEDROCK.request(bedrock_call(payload, LLAMA, drop_params=True)).dropped == (param,)
+    config = body_of({"tools": [WEATHER], "tool_choice": "required"}, "mistral.mistral-large-2402-v1:0")["toolConfig"]
+    assert config["toolChoice"] == {"any": {}}
+    stubs = {"messages": [*USER, CALLED, ANSWERED], "response_format": {"type": "json_object"}}
+    assert body_of(stubs)["toolConfig"]["toolChoice"] == {"tool": {"name": "respond_in_json"}}
 
 
 def test_json_without_a_schema_is_a_tool_and_thinking_leaves_it_free() -> None:

@@ -212,8 +212,8 @@ def _assistant(message: Mapping[str, Any], where: str, drop: Drop) -> list[Block
         blocks.append({"type": "text", "text": refusal})
     calls = list(tool_calls_of(message, where))
     uses = [_tool_use(call) for call in calls]
-    before = [_packed_blocks(call.given_id) for call in calls]
-    return blocks + uses if not any(before) else _replay(blocks, uses, before)
+    before = [packed_blocks(call.given_id) for call in calls]
+    return blocks + uses if not any(before) else replay(blocks, uses, before)
 
 
 def pack_blocks(before: list[int | Block]) -> Mapping[str, Any]:
@@ -222,7 +222,7 @@ def pack_blocks(before: list[int | Block]) -> Mapping[str, Any]:
     return {"kind": "claude", "before": before}
 
 
-def _packed_blocks(given: str) -> list[int | Block]:
+def packed_blocks(given: str) -> list[int | Block]:
     if MARK not in given:
         return []
     _, state = unpack(given)
@@ -236,7 +236,7 @@ def _packed_blocks(given: str) -> list[int | Block]:
     return before
 
 
-def _replay(blocks: list[Block], uses: list[Block], before: Sequence[Sequence[int | Block]]) -> list[Block]:
+def replay(blocks: list[Block], uses: list[Block], before: Sequence[Sequence[int | Block]]) -> list[Block]:
     """The turn as Claude said it: what the ids carried in its place, the text (which the client may have changed) cut
     where it was."""
     texts = [block for block in blocks if block["type"] == "text"]

@@ -93,7 +93,7 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     system, turns = convert_messages(fields.pop("messages", None), drop)
     body = plan.body
     body["model"] = model
-    body["max_tokens"] = 0  # its place; set by _thinking
+    body["max_tokens"] = 0  # its place; set by set_thinking
     if system:
         body["system"] = system
     body["messages"] = turns
@@ -102,7 +102,7 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     if _resumes_unthinking(fields, turns, model_traits):
         del fields["reasoning_effort"]
         plan.dropped.append("reasoning_effort")
-    is_thinking = _thinking(call, fields, body, model_traits, drop)
+    is_thinking = set_thinking(call, fields, body, model_traits, drop)
     _response_format(call, fields, plan, is_thinking, drop)
     _sampling(fields, body, model_traits, drop)
     _stop(fields, body, drop)
@@ -231,16 +231,16 @@ def _allowed(choice: Mapping[str, Any], tools: list[Block]) -> tuple[list[Block]
     return kept, {"type": "any" if inner.get("mode") == "required" else "auto"}
 
 
-def _token_cap(name: str, value: Any) -> int:
+def token_cap(name: str, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise bad(f"'{name}' must be a whole number of at least 1.", name)
     return value
 
 
-def _thinking(call: Call, fields: dict[str, Any], body: dict[str, Any], model: ModelTraits, drop: Any) -> bool:
+def set_thinking(call: Call, fields: dict[str, Any], body: dict[str, Any], model: ModelTraits, drop: Any) -> bool:
     """Sets max_tokens and thinking; True if the model will think."""
     caps = [
-        _token_cap(name, fields[name])
+        token_cap(name, fields[name])
         for name in ("max_completion_tokens", "max_tokens")
         if fields.get(name) is not None
     ]

@@ -18,8 +18,9 @@ from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTransl
 from sidecar.translate.providers.anthropic import openai_usage
 from sidecar.translate.providers.anthropic_content import pack_blocks
 from sidecar.translate.providers.anthropic_request import json_tool_name
-from sidecar.translate.providers.bedrock_content import redacted_data, wanted_urls
+from sidecar.translate.providers.bedrock_content import redacted_data
 from sidecar.translate.providers.bedrock_errors import aws_error
+from sidecar.translate.providers.bedrock_media import wanted_urls
 from sidecar.translate.providers.bedrock_models import sent_model, shown_model
 from sidecar.translate.providers.bedrock_request import build, names_for, uses_json_tool
 from sidecar.translate.signatures import pack

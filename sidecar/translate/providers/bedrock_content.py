@@ -12,38 +12,18 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from sidecar.translate.content import (
-    Audio,
-    File,
-    Image,
-    Other,
-    Part,
-    Text,
-    bad,
-    messages_of,
-    parts_of,
-    remote_urls,
-    sniff,
-    split_data_url,
-    tool_calls_of,
-    type_of_name,
-)
+from sidecar.translate.content import Text, bad, messages_of, parts_of, tool_calls_of
 from sidecar.translate.provider import Call
-from sidecar.translate.providers.anthropic_content import _packed_blocks as packed_blocks
-from sidecar.translate.providers.anthropic_content import _replay as replay
-from sidecar.translate.providers.anthropic_content import thinking_blocks
+from sidecar.translate.providers.anthropic_content import packed_blocks, replay, thinking_blocks
+from sidecar.translate.providers.bedrock_media import Block, Drop, MediaBlocks
 from sidecar.translate.providers.bedrock_models import BedrockModel
 from sidecar.translate.signatures import bare_id
 from sidecar.translate.tool_names import ToolNames
-
-Block = dict[str, Any]
-Drop = Callable[[str, str], None]
-"""`drop(param, fix)`: notes a field left out by policy, or raises the 400 that names it."""
 
 FILLER = "."
 """Where Converse wants a text and the client has none: before an assistant's first turn, and beside a document."""
@@ -51,49 +31,7 @@ NO_OUTPUT = "(no output)"
 """An empty tool result: blank texts are refused."""
 
 _TOOL_ID = re.compile(r"[a-zA-Z0-9_.:-]{1,64}")
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9\s()\[\]-]+")
-_SPACES = re.compile(r"\s+")
 _RAW = "base64:"
-
-_IMAGES = {"image/png": "png", "image/jpeg": "jpeg", "image/gif": "gif", "image/webp": "webp"}
-_OFFICE = "application/vnd.openxmlformats-officedocument."
-_DOCUMENTS = {
-    "application/pdf": "pdf",
-    "text/csv": "csv",
-    "application/msword": "doc",
-    f"{_OFFICE}wordprocessingml.document": "docx",
-    "application/vnd.ms-excel": "xls",
-    f"{_OFFICE}spreadsheetml.sheet": "xlsx",
-    "text/html": "html",
-    "text/plain": "txt",
-    "text/markdown": "md",
-    "application/json": "txt",
-    "application/xml": "txt",
-}
-_VIDEOS = {
-    "video/mp4": "mp4",
-    "video/webm": "webm",
-    "video/quicktime": "mov",
-    "video/x-matroska": "mkv",
-    "video/x-flv": "flv",
-    "video/mpeg": "mpeg",
-    "video/x-ms-wmv": "wmv",
-    "video/3gpp": "three_gp",
-}
-_AUDIO = {"audio/mpeg": "mp3", "audio/x-m4a": "m4a", "audio/x-matroska": "mka"}
-_AUDIO_FORMATS = frozenset(
-    ("mp3", "opus", "wav", "aac", "flac", "mp4", "ogg", "mkv", "mka", "x-aac", "m4a", "mpeg", "mpga", "pcm", "webm")
-)
-_BY_ENDING = {
-    "mov": "video/quicktime",
-    "mkv": "video/x-matroska",
-    "webm": "video/webm",
-    "flv": "video/x-flv",
-    "mpeg": "video/mpeg",
-    "mpg": "video/mpeg",
-    "wmv": "video/x-ms-wmv",
-    "3gp": "video/3gpp",
-}
 
 _PART_FIELDS = frozenset(
     (
@@ -116,20 +54,6 @@ _MESSAGE_FIELDS: dict[str, frozenset[str]] = {
 _MESSAGE_FIELDS["developer"] = _MESSAGE_FIELDS["system"]
 
 
-def wanted_urls(payload: Mapping[str, Any]) -> tuple[str, ...]:
-    """http(s) URLs whose bytes have to be in the request; Converse takes S3's only."""
-    found = dict.fromkeys(remote_urls(payload))
-    messages = payload.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            value = part.get("video_url") if isinstance(part, dict) and part.get("type") == "video_url" else None
-            url = value.get("url") if isinstance(value, dict) else value
-            if isinstance(url, str) and url.startswith(("https://", "http://")):
-                found[url] = None
-    return tuple(found)
-
-
 def redacted_data(wire: str) -> str:
     """Claude's own text of redacted thinking, which Converse carries as a blob; so it fits every way to Claude."""
     try:
@@ -149,15 +73,14 @@ class Contents:
     """One request's messages on their way. `rendered`: tool calls and results are told as text, because the request
     has no tools and the model must call none."""
 
-    __slots__ = ("call", "documents", "drop", "model", "names", "rendered")
+    __slots__ = ("drop", "media", "model", "names", "rendered")
 
     def __init__(self, call: Call, model: BedrockModel, names: ToolNames, drop: Drop, *, rendered: bool) -> None:
-        self.call = call
+        self.media = MediaBlocks(call, drop)
         self.model = model
         self.names = names
         self.drop = drop
         self.rendered = rendered
-        self.documents: set[str] = set()
 
     def _mark(self, block: Block, source: Mapping[str, Any], where: str) -> Block:
         cache = source.get("cache_control")
@@ -179,7 +102,7 @@ class Contents:
                 if part.text.strip():
                     blocks.append(self._mark({"text": part.text}, part.source, part.where))
             else:
-                block = self._media(part) if allows_media else None
+                block = self.media.block(part) if allows_media else None
                 if block is None:
                     takes = "text, image_url, file, input_audio and video_url" if allows_media else "text"
                     raise bad(
@@ -191,84 +114,6 @@ class Contents:
                 if field not in _PART_FIELDS and value not in (None, [], {}, ""):
                     self.drop(f"{part.where}.{field}", "Bedrock has no such field; remove it.")
         return blocks
-
-    def _media(self, part: Part) -> Block | None:
-        if isinstance(part, Image):
-            if part.detail not in (None, "auto"):
-                self.drop(f"{part.where}.image_url.detail", "Bedrock has no picture detail; remove it or say auto.")
-            return self._bytes(part.url, part.media_type, part.data, "", part.where)
-        if isinstance(part, File):
-            if not part.data and not part.url:
-                raise bad(f"'{part.where}.file.file_id' is not known to Bedrock; send the bytes.", f"{part.where}.file")
-            return self._bytes(part.url, part.media_type, part.data, part.filename, part.where)
-        if isinstance(part, Audio):
-            kind = _AUDIO.get(part.media_type, part.format.removesuffix("16"))
-            if kind not in _AUDIO_FORMATS:
-                raise bad(f"'{part.where}.input_audio.format' is none Bedrock takes.", f"{part.where}.input_audio")
-            return {"audio": {"format": kind, "source": {"bytes": part.data}}}
-        if isinstance(part, Other) and part.kind == "video_url":
-            value = part.source.get("video_url")
-            url = value.get("url") if isinstance(value, dict) else value
-            where = f"{part.where}.video_url.url"
-            if not isinstance(url, str) or not url:
-                raise bad(f"'{where}' must be a URL.", where)
-            if url.startswith("data:"):
-                media_type, data = split_data_url(url, where)
-                return self._bytes("", media_type, data, "", part.where)
-            return self._bytes(url, "", "", "", part.where)
-        return None
-
-    def _bytes(self, url: str, media_type: str, data: str, filename: str, where: str) -> Block:
-        """Whatever a file is, by its type: an image, document, video or sound."""
-        if url.startswith("s3://"):
-            return self._block(_type_of(url), {"s3Location": {"uri": url}}, url, filename, where)
-        if url:
-            media = self.call.media.get(url)
-            if media is None:
-                raise bad(f"'{where}' must be an http(s), s3 or data URL that the gateway can fetch.", where)
-            given = media.content_type.partition(";")[0].strip().lower()
-            told = "" if given.endswith("/octet-stream") else given
-            media_type = sniff(media.data) or told or _type_of(url)
-            data = base64.b64encode(media.data).decode()
-        if not data:
-            raise bad(f"'{where}' holds no bytes.", where)
-        if filename and media_type not in _IMAGES and media_type not in _DOCUMENTS:
-            media_type = type_of_name(filename) or _type_of(filename) or media_type
-        return self._block(media_type, {"bytes": data}, data, filename, where)
-
-    def _block(self, media_type: str, source: Block, content: str, filename: str, where: str) -> Block:
-        if media_type in _IMAGES:
-            return {"image": {"format": _IMAGES[media_type], "source": source}}
-        kind = _DOCUMENTS.get(media_type, "txt" if media_type.startswith("text/") else "")
-        if kind:
-            name = self._document_name(filename, content)
-            return {"document": {"format": kind, "name": name, "source": source}}
-        if media_type in _VIDEOS:
-            return {"video": {"format": _VIDEOS[media_type], "source": source}}
-        if media_type.startswith("audio/"):
-            kind = _AUDIO.get(media_type, media_type[6:].removeprefix("x-"))
-            if kind in _AUDIO_FORMATS:
-                return {"audio": {"format": kind, "source": source}}
-        raise bad(
-            f"'{where}' is {media_type or 'of no known type'}; Bedrock takes pictures (JPEG, PNG, GIF, WebP), "
-            "documents (PDF, Word, Excel, CSV, HTML, text), video and audio.",
-            where,
-        )
-
-    def _document_name(self, filename: str, content: str) -> str:
-        """Converse wants one for every document, of letters, digits, single spaces, hyphens and brackets, and no two
-        alike. It depends on what stands before it only, so the prompt's prefix stays cached."""
-        stem = filename.rpartition(".")[0] or filename
-        name = _SPACES.sub(" ", _NOT_IN_NAMES.sub(" ", stem)).strip()[:100].strip()
-        if not name or name in self.documents:
-            digest = hashlib.sha256(content.encode("ascii", "replace")).hexdigest()[:16]
-            name = f"{name or 'document'} {digest}"
-        base, count = name, 1
-        while name in self.documents:
-            count += 1
-            name = f"{base} {count}"
-        self.documents.add(name)
-        return name
 
     def _thinking(self, value: Any, where: str) -> list[Block]:
         """Claude's thinking goes to Claude only: another model would refuse it or read it as its own."""
@@ -398,11 +243,6 @@ class Contents:
 
 def _is_thinking(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") in ("thinking", "redacted_thinking")
-
-
-def _type_of(url: str) -> str:
-    path = url.partition("?")[0].partition("#")[0]
-    return type_of_name(path) or _BY_ENDING.get(path.rpartition(".")[2].lower(), "")
 
 
 def tool_id(given: str) -> str:

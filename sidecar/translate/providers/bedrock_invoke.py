@@ -34,8 +34,8 @@ from sidecar.translate.providers.anthropic import Anthropic
 from sidecar.translate.providers.anthropic_request import RequestPlan, build
 from sidecar.translate.providers.anthropic_stream import AnthropicStream
 from sidecar.translate.providers.bedrock import JSON_HEADERS, model_path
-from sidecar.translate.providers.bedrock_content import Drop
 from sidecar.translate.providers.bedrock_errors import aws_error, stream_error
+from sidecar.translate.providers.bedrock_media import Drop
 from sidecar.translate.providers.bedrock_models import known_model, model_of, sent_model
 from sidecar.translate.providers.bedrock_request import request_metadata, service_tier
 from sidecar.translate.usage import NOT_JSON

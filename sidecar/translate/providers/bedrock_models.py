@@ -35,6 +35,9 @@ class BedrockModel:
     takes_cache_points: bool
     """https://docs.aws.amazon.com/bedrock/latest/userguide/prompt-caching.html"""
     takes_tool_cache_points: bool
+    takes_tool_choice: bool
+    """False: the model calls tools when it thinks fit, and refuses `toolChoice`.
+    https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ToolChoice.html"""
     schema_rules: SchemaRules | None
     """For tools; `None`: whole JSON Schema."""
 
@@ -63,6 +66,7 @@ def model_of(model: str) -> BedrockModel:
         has_native_schema=bool(_NATIVE_CLAUDE.search(name)) if is_claude else family in ("open", "gpt-oss"),
         takes_cache_points=is_claude or is_nova or family == "unknown",
         takes_tool_cache_points=is_claude or family == "unknown",
+        takes_tool_choice=family != "other" or "mistral." in name,
         schema_rules=None if is_claude else BEDROCK_NOVA if is_nova else BEDROCK,
     )
 

@@ -16,11 +16,11 @@ import msgspec
 
 from sidecar.translate.content import bad
 from sidecar.translate.provider import Call, Provider, select_params, unsupported_field
-from sidecar.translate.providers.anthropic_request import _thinking as claude_thinking
-from sidecar.translate.providers.anthropic_request import _token_cap as token_cap
-from sidecar.translate.providers.anthropic_request import json_tool_name
-from sidecar.translate.providers.bedrock_content import Block, Contents, Drop, cache_point, called_tools, flat
+from sidecar.translate.providers.anthropic_request import json_tool_name, set_thinking, token_cap
+from sidecar.translate.providers.bedrock_content import Contents, cache_point, called_tools, flat
+from sidecar.translate.providers.bedrock_media import Block, Drop
 from sidecar.translate.providers.bedrock_models import BedrockModel, known_model, model_of, wants_tool_for_json
+from sidecar.translate.providers.bedrock_tools import NOTHING, choose, object_schema, tool_config
 from sidecar.translate.schema import rewrite
 from sidecar.translate.schema_rules import BEDROCK_STRICT
 from sidecar.translate.tool_names import BEDROCK as BEDROCK_NAMES
@@ -59,7 +59,9 @@ def uses_json_tool(call: Call) -> bool:
     """True if the client's response_format is served by a forced tool."""
     value = call.payload.get("response_format", call.params.get("response_format"))
     kind = value.get("type") if isinstance(value, dict) else None
-    return kind == "json_object" or (kind == "json_schema" and _native_schema(call, value) is None)
+    if kind not in ("json_object", "json_schema") or not model_of(known_model(call)).takes_tool_choice:
+        return False
+    return kind == "json_object" or _native_schema(call, value) is None
 
 
 def build(provider: Provider, call: Call) -> RequestPlan:
@@ -77,12 +79,12 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     extra = fields.pop("additionalModelRequestFields", None)
     plan.extra = dict(extra) if isinstance(extra, dict) else {}
     messages = fields.pop("messages", None)
-    config, choice = _tools(fields, plan, model, names, drop)
+    config, choice = tool_config(fields, plan.dropped, model, names, drop)
     contents = Contents(call, model, names, drop, rendered=config is None and model.family != "claude")
     system, turns = contents.convert(messages)
     if config is None and model.family == "claude" and (used := called_tools(turns)):
         # Converse wants the tools of a conversation defined even if none may be called any more.
-        config = {"tools": [{"toolSpec": {"name": name, "inputSchema": {"json": _NOTHING}}} for name in used]}
+        config = {"tools": [{"toolSpec": {"name": name, "inputSchema": {"json": NOTHING}}} for name in used]}
         choice = {"type": "none"}
 
     body = plan.body
@@ -93,10 +95,10 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     if config is None:
         config, choice = {"tools": []}, None
     is_thinking = _reasoning(call, fields, plan, turns, choice, model, drop)
-    choice = _response_format(call, fields, plan, config, choice, is_thinking, model)
+    choice = _response_format(call, fields, plan, config, choice, is_thinking, model, drop)
     if config["tools"]:
         body["toolConfig"] = config
-        _choose(plan, config, choice, model)
+        choose(plan.extra, config, choice, model)
     _sampling(fields, plan, model, drop)
     _stop(fields, plan, model, drop)
     metadata = request_metadata(fields, drop)
@@ -125,7 +127,6 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     return plan
 
 
-_NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
 _DONE = (
     "stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "n", "base_model", "structured_output",
 )  # fmt: skip
@@ -143,144 +144,6 @@ def _cache_all(fields: dict[str, Any], turns: list[Block], model: BedrockModel, 
         drop("cache_control", "This model caches no prompts; remove it.")
 
 
-def _choice(value: Any, names: ToolNames) -> dict[str, Any] | None:
-    """tool_choice in all its forms, in Claude's words; `None` for a form that has no meaning."""
-    kind = value.get("type") if isinstance(value, dict) else value
-    if kind in ("auto", "none", "any"):
-        return {"type": kind}
-    if kind == "required":
-        return {"type": "any"}
-    if isinstance(value, dict) and kind in ("function", "tool"):
-        function = value.get("function")
-        name = function.get("name") if isinstance(function, dict) else value.get("name")
-        if not isinstance(name, str) or not name:
-            raise bad("'tool_choice.function.name' must be a non-empty string.", "tool_choice.function.name")
-        return {"type": "tool", "name": names.sent(name)}
-    return None
-
-
-def _schema(schema: Any, where: str) -> dict[str, Any]:
-    if schema is None:
-        return _NOTHING
-    if not isinstance(schema, dict):
-        raise bad(f"'{where}' must be an object.", where)
-    if schema.get("type") == "object":
-        return schema
-    if schema.get("type") is not None:
-        raise bad(f"'{where}' must have type object.", where)
-    return {"type": "object", "properties": {}, **schema}
-
-
-def _tool(tool: Any, where: str, plan: RequestPlan, model: BedrockModel, names: ToolNames, drop: Drop) -> list[Block]:
-    if not isinstance(tool, dict):
-        raise bad(f"'{where}' must be an object.", where)
-    kind = tool.get("type", "function")
-    function = tool.get("function")
-    if kind != "function" or not isinstance(function, dict):
-        raise bad(f"'{where}' has type {kind!r:.60}; Bedrock takes function tools.", f"{where}.type")
-    name = function.get("name")
-    if not isinstance(name, str) or not name:
-        raise bad(f"'{where}.function.name' must be a non-empty string.", f"{where}.function.name")
-    place = f"{where}.function.parameters"
-    schema = _schema(function.get("parameters"), place)
-    spec: Block = {"name": names.sent(name)}
-    description = function.get("description")
-    if description is not None:
-        if not isinstance(description, str):
-            raise bad(f"'{where}.function.description' must be a string.", f"{where}.function.description")
-        if description.strip():
-            spec["description"] = description
-    is_strict = function.get("strict") is True
-    if is_strict and model.has_native_schema:
-        schema = rewrite(schema, BEDROCK_STRICT, tool=name, where=place).schema
-        spec["strict"] = True
-    else:
-        if model.schema_rules is not None:
-            schema = rewrite(schema, model.schema_rules, tool=name, where=place).schema
-        if is_strict:  # the SDKs send it by themselves, so it is no reason to refuse
-            plan.dropped.append(f"{where}.function.strict")
-    spec["inputSchema"] = {"json": schema}
-    for field in function.keys() - {"name", "description", "parameters", "strict", "cache_control"}:
-        drop(f"{where}.function.{field}", "Bedrock has no such field; remove it.")
-    cache = tool.get("cache_control", function.get("cache_control"))
-    if cache is None:
-        return [{"toolSpec": spec}]
-    point = cache_point(cache, where)
-    if model.takes_tool_cache_points:
-        return [{"toolSpec": spec}, {"cachePoint": point}]
-    drop(f"{where}.cache_control", "This model caches no tools; remove it.")
-    return [{"toolSpec": spec}]
-
-
-def _tools(
-    fields: dict[str, Any], plan: RequestPlan, model: BedrockModel, names: ToolNames, drop: Drop
-) -> tuple[Block | None, dict[str, Any] | None]:
-    """(toolConfig or `None`, the choice in Claude's words)."""
-    tools, given = fields.pop("tools", None), fields.pop("tool_choice", None)
-    parallel = fields.pop("parallel_tool_calls", None)
-    search = fields.pop("web_search_options", None)
-    if parallel is not None and not isinstance(parallel, bool):
-        raise bad("'parallel_tool_calls' must be true or false.", "parallel_tool_calls")
-    if tools is not None and not isinstance(tools, list):
-        raise bad("'tools' must be a list.", "tools")
-    converted: list[Block] = []
-    for index, tool in enumerate(tools or ()):
-        converted += _tool(tool, f"tools[{index}]", plan, model, names, drop)
-    choice: dict[str, Any] | None = None
-    if isinstance(given, dict) and given.get("type") == "allowed_tools":
-        converted, choice = _allowed(given, converted, names)
-    elif given is not None:
-        choice = _choice(given, names)
-        if choice is None:
-            raise bad("'tool_choice' must be none, auto, required or name a function.", "tool_choice")
-    if not converted and choice is not None and choice["type"] in ("any", "tool"):
-        raise bad("'tool_choice' asks for a tool but there are no tools.", "tool_choice")
-    if search is not None:
-        if model.family in ("nova", "nova2"):
-            converted.append({"systemTool": {"name": "nova_grounding"}})
-        else:
-            drop("web_search_options", "Of Bedrock's models only Amazon Nova searches; remove it.")
-    if not converted:
-        return None, None
-    if choice is not None and choice["type"] == "none" and model.family != "claude":
-        return None, None  # Converse has no such choice
-    if parallel is False and (choice is None or choice["type"] != "none"):
-        if model.family == "claude":
-            choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
-        else:
-            drop("parallel_tool_calls", "Of Bedrock's models only Claude can be told so; remove it.")
-    return {"tools": converted}, choice
-
-
-def _allowed(choice: Mapping[str, Any], tools: list[Block], names: ToolNames) -> tuple[list[Block], dict[str, Any]]:
-    inner = choice.get("allowed_tools")
-    inner = inner if isinstance(inner, dict) else choice
-    listed = inner.get("tools")
-    if not isinstance(listed, list):
-        raise bad("'tool_choice.allowed_tools.tools' must be a list.", "tool_choice")
-    kept = set()
-    for tool in listed:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not name:
-            raise bad("'tool_choice.allowed_tools' must name functions.", "tool_choice")
-        kept.add(names.sent(name))
-    found = [tool for tool in tools if "toolSpec" in tool and tool["toolSpec"]["name"] in kept]
-    return found, {"type": "any" if inner.get("mode") == "required" else "auto"}
-
-
-def _choose(plan: RequestPlan, config: Block, choice: dict[str, Any] | None, model: BedrockModel) -> None:
-    """Claude's own form is needed for what Converse cannot say; both at once are refused."""
-    if choice is None:
-        return
-    if model.family == "claude" and (choice["type"] == "none" or "disable_parallel_tool_use" in choice):
-        plan.extra["tool_choice"] = choice
-    elif choice["type"] == "tool":
-        config["toolChoice"] = {"tool": {"name": choice["name"]}}
-    else:
-        config["toolChoice"] = {choice["type"]: {}}
-
-
 def _reasoning(
     call: Call, fields: dict[str, Any], plan: RequestPlan, turns: list[Block], choice: dict[str, Any] | None,
     model: BedrockModel, drop: Drop,
@@ -292,7 +155,7 @@ def _reasoning(
             del fields["reasoning_effort"]
             plan.dropped.append("reasoning_effort")
         said: dict[str, Any] = {} if choice is None else {"tool_choice": choice}
-        is_thinking = claude_thinking(call, fields, said, model.claude, drop)
+        is_thinking = set_thinking(call, fields, said, model.claude, drop)
         thinking = said.get("thinking")
         plan.extra.update({name: said[name] for name in ("thinking", "output_config") if name in said})
         has_budget = isinstance(thinking, dict) and "budget_tokens" in thinking
@@ -380,7 +243,7 @@ def _native_schema(call: Call, value: Mapping[str, Any]) -> dict[str, Any] | Non
 
 def _response_format(
     call: Call, fields: dict[str, Any], plan: RequestPlan, config: Block, choice: dict[str, Any] | None,
-    is_thinking: bool, model: BedrockModel,
+    is_thinking: bool, model: BedrockModel, drop: Drop,
 ) -> dict[str, Any] | None:  # fmt: skip
     """The choice of tool that this leaves."""
     value = fields.pop("response_format", None)
@@ -390,7 +253,7 @@ def _response_format(
     if kind not in ("json_object", "json_schema"):
         raise bad("'response_format.type' must be text, json_object or json_schema.", "response_format.type")
     description = "Answer with this tool: its input is your whole answer."
-    schema: dict[str, Any] = {**_NOTHING, "additionalProperties": True}
+    schema: dict[str, Any] = {**NOTHING, "additionalProperties": True}
     if kind == "json_schema":
         inner = value.get("json_schema")
         native = _native_schema(call, value)
@@ -402,10 +265,13 @@ def _response_format(
             plan.body["outputConfig"] = {"textFormat": {"type": "json_schema", "structure": {"jsonSchema": said}}}
             return choice
         where = "response_format.json_schema.schema"
-        schema = _schema(_schema_of(value), where)
+        schema = object_schema(_schema_of(value), where)
         if model.schema_rules is not None:
             schema = rewrite(schema, model.schema_rules, where=where).schema
         description = about if isinstance(about, str) and about.strip() else description
+    if not model.takes_tool_choice:
+        drop("response_format", "This model cannot be made to answer in JSON; ask for it in the prompt.")
+        return choice
     plan.json_tool = json_tool_name(call.payload)
     has_tools = bool(config["tools"]) and (choice is None or choice["type"] != "none")
     spec = {"name": plan.json_tool, "description": description, "inputSchema": {"json": schema}}
@@ -413,7 +279,8 @@ def _response_format(
     if is_thinking:
         return {"type": "auto"}  # thinking models refuse a forced tool
     if not has_tools:
-        return {"type": "tool", "name": plan.json_tool}
+        is_alone = len(config["tools"]) == 1  # then `any` is enough, which more models take
+        return {"type": "any"} if is_alone else {"type": "tool", "name": plan.json_tool}
     if choice is None or choice["type"] != "tool":
         return {**(choice or {}), "type": "any"}
     return choice
