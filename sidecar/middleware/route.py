@@ -298,9 +298,8 @@ class _Attempt:
     def _report(self, error: UpstreamError | None) -> None:
         health, deployment = self._route.router.health, self._deployment
         if error is None or not error.cools_down:
-            health.succeeded(
-                deployment, self._exchange.attempts[-1].started_at
-            )  # it answered; a client's own mistake is no failure of its
+            # It answered; a client's own mistake is no failure of its.
+            health.succeeded(deployment, self._exchange.attempts[-1].started_at)
         elif self._is_cut and isinstance(error, UpstreamTimeoutError) and error.phase == "total":
             health.unknown(deployment)  # our deadline, not its
         else:
