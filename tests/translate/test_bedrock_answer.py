@@ -133,6 +133,22 @@ def test_what_was_thought_goes_back_as_it_came_through_a_stock_client() -> None:
     assert body_of({"tools": [WEATHER], "messages": [*USER, echoed, result]})["messages"][1]["content"] == said
 
 
+def test_hidden_thinking_in_pieces_is_one_block_and_what_is_no_text_goes_back_as_it_came() -> None:
+    raw = bytes(range(200, 230))
+    whole = base64.b64encode(raw).decode()
+    out = checked("messageStart", role="assistant")
+    for piece in (raw[:7], raw[7:]):
+        delta = {"reasoningContent": {"redactedContent": base64.b64encode(piece).decode()}}
+        out += checked("contentBlockDelta", contentBlockIndex=0, delta=delta)
+    out += checked("contentBlockStop", contentBlockIndex=0) + checked("messageStop", stopReason="end_turn")
+    out += checked("metadata", usage=COUNTS, metrics={"latencyMs": 1})
+    blocks = fold(run(BEDROCK.stream(bedrock_call({"stream": True}), DIALECT.stream_head), out))["thinking_blocks"]
+    assert len(blocks) == 1
+    echoed = {"role": "assistant", "content": "x", "thinking_blocks": blocks}
+    sent = body_of({"messages": [*USER, echoed, *USER]})["messages"][1]["content"][0]
+    assert sent == {"reasoningContent": {"redactedContent": whole}}
+
+
 def test_reasoning_without_a_signature_is_told_but_not_kept() -> None:
     found = both(
         {}, {"reasoningContent": {"reasoningText": {"text": "hm"}}}, {"text": "x"}, model="openai.gpt-oss-20b-1:0"

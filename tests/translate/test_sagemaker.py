@@ -43,7 +43,8 @@ def test_the_endpoint_is_in_the_path_and_the_containers_model_in_the_body() -> N
     body = json.loads(request.body)
     assert body == {"model": "meta/llama", "messages": USER, "temperature": 0.1}
     assert dict(request.headers)[b"x-amzn-sagemaker-inference-component"] == b"part-1"
-    assert SAGEMAKER.base_url({"region": "us-east-1"}) == "https://runtime.sagemaker.us-east-1.amazonaws.com"
+    for region, end in (("us-east-1", "us-east-1.amazonaws.com"), ("cn-north-1", "cn-north-1.amazonaws.com.cn")):
+        assert SAGEMAKER.base_url({"region": region}) == f"https://runtime.sagemaker.{end}"
 
 
 def test_state_of_other_providers_is_taken_out_of_ids() -> None:

@@ -7,6 +7,7 @@ https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ConverseStre
 
 from __future__ import annotations
 
+from binascii import a2b_base64, b2a_base64
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -102,6 +103,13 @@ class _Block:
         self.text: list[str] = []
         self.signature: list[str] = []
         self.redacted: list[str] = []
+
+
+def _joined(blobs: list[str]) -> str:
+    """One blob that came in pieces, each base64 by itself."""
+    if len(blobs) == 1:
+        return blobs[0]
+    return b2a_base64(b"".join(a2b_base64(blob) for blob in blobs), newline=False).decode()
 
 
 class BedrockStream(StreamTranslator):
@@ -272,7 +280,8 @@ class BedrockStream(StreamTranslator):
             if block.signature:
                 text = "".join(block.text)
                 found.append({"type": "thinking", "thinking": text, "signature": "".join(block.signature)})
-            found += [{"type": "redacted_thinking", "data": redacted_data(data)} for data in block.redacted]
+            if block.redacted:
+                found.append({"type": "redacted_thinking", "data": redacted_data(_joined(block.redacted))})
             if not found:
                 return b""
             self._before += found

@@ -75,6 +75,10 @@ class SageMaker(OpenAIDialect):
         "max_completion_tokens": "sent as max_tokens",
     }
 
+    def base_url(self, options: Mapping[str, str]) -> str | None:
+        url = super().base_url(options)
+        return f"{url}.cn" if options.get("region", "").startswith("cn-") else url
+
     def is_stream(self, head: Head) -> bool:
         given = (head.get(b"content-type") or b"").partition(b";")[0].strip().lower()
         return super().is_stream(head) or given == b"text/event-stream"
