@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LIST_NAMES = {"azure_openai": "azure", "bedrock": "aws", "gemini": "google", "vertex": "google", "xai": "x-ai",
-               "moonshot": "moonshotai"}  # fmt: skip
+_LIST_NAMES = {"azure_openai": "azure", "bedrock": "aws", "bedrock-invoke": "aws", "gemini": "google",
+               "vertex": "google", "xai": "x-ai", "moonshot": "moonshotai"}  # fmt: skip
 """Our provider → the list's id, where they differ. The list's own fuzzy matching of provider names is not used: it
 takes `openai_compatible`, which is anybody's server, for OpenAI."""
 

@@ -163,3 +163,8 @@ def test_made_up_dated_names_do_not_grow_memory() -> None:
 def test_the_dearest_of_several_cards_counts_what_a_class_falls_back_to() -> None:
     cards = [Rates(Decimal(4), Decimal(1)), Rates(Decimal(2), Decimal(9), cache_read=Decimal("0.2"))]
     assert _dearest(cards) == Rates(Decimal(4), Decimal(9), cache_read=Decimal(4))
+
+
+def test_claude_costs_the_same_through_both_of_bedrocks_apis() -> None:
+    model = "eu.anthropic.claude-haiku-4-5-20251001-v1:0"
+    assert load_price("bedrock-invoke", model) == load_price("bedrock", model) != UNPRICED
