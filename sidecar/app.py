@@ -46,6 +46,8 @@ from sidecar.identity.shared_cache import RedisSharedCache
 from sidecar.identity.subjects import Credentials, Subjects
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.identity.tree import Tree
+from sidecar.jobs.build import build_jobs
+from sidecar.jobs.status import Status
 from sidecar.jobs.ticker import LedgerSeed, Ticker
 from sidecar.limits.admission import Admission
 from sidecar.limits.store import open_store
@@ -128,6 +130,7 @@ def build_app(
         ledger,
         sinks=_sinks(config),
         interval_s=config.spend.flush_s,
+        maintains=not config.jobs.enabled,
     )
     redis_url = config.store.redis_url.reveal() if config.store.redis_url is not None else None
     keys: Keys | None = None
@@ -195,11 +198,24 @@ def build_app(
     )
     routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]
     feed = ChangeFeed(store, [live, *(f for f in (keys, callers, subjects) if f is not None)], clock=time.time)
+    tree = Tree(table, PrincipalTable(store))
+    jobs = build_jobs(
+        config,
+        store=store,
+        ledger=ledger,
+        tree=tree,
+        keys=keys,
+        metrics=metrics,
+        redis_url=redis_url,
+        zone=_zone(config.budget.timezone),
+        clock=time.time,
+    )
     if keys is not None and credentials is not None:
         routes += build_admin(
             callers=credentials,
             keys=keys,
-            tree=Tree(table, PrincipalTable(store)),
+            tree=tree,
+            status=Status(jobs, recorder, admission, database, store_kind="redis" if redis_url else "memory"),
             ledger=ledger,
             models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=time.time),
             admission=admission,
@@ -223,14 +239,14 @@ def build_app(
             )
         await live.reload()
 
-    parts = (database, transport, media, admission, recorder, ticker, live, feed, keys, callers, subjects, cache)
+    parts = (database, transport, media, admission, recorder, ticker, live, feed, jobs, keys, callers, subjects, cache)
     closers = [part.aclose for part in (*parts, pauses) if part is not None]
     return Gateway(
         stack,
         routes,
         render_metrics=metrics.render,
         starters=[
-            *(open_database, recorder.start, ticker.start, feed.start),
+            *(open_database, recorder.start, ticker.start, feed.start, jobs.start),
             *([pauses.start] if pauses is not None else []),
             *([_tune_process] if owns_process else []),
         ],

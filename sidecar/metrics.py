@@ -56,6 +56,7 @@ class Metrics:
         self._dropped = Counter(
             "sidecar_sink_dropped_total", "Spend records a sink did not get.", ("sink",), registry=registry
         )
+        self.jobs = JobMetrics(registry)
         self.dropped_by_sink: Callable[[], Mapping[str, int]] = dict
         """Set by whoever has sinks: how many records each did not get so far."""
         self._seen_dropped: dict[str, int] = {}
@@ -121,6 +122,47 @@ class Metrics:
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             return generate_latest(registry)
         return generate_latest(self.registry)
+
+
+class JobMetrics:
+    """Of background jobs: set in whichever process runs them, so across processes the maximum counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._last = Gauge(
+            "sidecar_job_last_run_timestamp_seconds",
+            "When a background job last ended.",
+            ("job",),
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        self._failures = Counter(
+            "sidecar_job_failures_total", "Runs of a background job that failed.", ("job",), registry=registry
+        )
+        self._overdue = Gauge(
+            "sidecar_keys_overdue_for_rotation",
+            "Keys whose rotation is due and not done.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+
+    def ran(self, job: str, at: float | None) -> None:
+        """What an earlier process left."""
+        self._failures.labels(job)
+        if at is not None:
+            self._last.labels(job).set(at)
+
+    def ended(self, job: str, at: float, *, is_failure: bool) -> None:
+        self._last.labels(job).set(at)
+        failures = self._failures.labels(job)
+        if is_failure:
+            failures.inc()
+
+    def overdue(self, keys: int) -> None:
+        self._overdue.set(keys)
+
+    def lost_lead(self) -> None:
+        """Another process counts now."""
+        self._overdue.set(0)
 
 
 def _observe(histogram: Any, found: list[float]) -> None:

@@ -38,6 +38,7 @@ def admin_table(
     tree: Tree,
     ledger: Ledger,
     models: ModelAdmin | None = None,
+    status: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
     admission: Seeder | None = None,
     tell: Callable[[], Awaitable[None]] | None = None,
     clock: Callable[[], float],
@@ -47,6 +48,11 @@ def admin_table(
     `clock` gives Unix seconds; `random_bytes(n)` has to be cryptographic (`secrets.token_bytes`)."""
     writes = Writes(tree=tree, admission=admission, tell=tell, clock=clock)
     key = KeyAdmin(keys=keys, tree=tree, spent=ledger.sum_by_keys, writes=writes, random_bytes=random_bytes)
+
+    async def asked(call: Call, query: Nothing) -> Mapping[str, Any]:
+        assert status is not None
+        return await status()
+
     parts: dict[str, Any] = {"keys": keys, "tree": tree, "sum_of": ledger.sum_of, "writes": writes}
     table = endpoints(
         Handlers(
@@ -61,6 +67,7 @@ def admin_table(
             spend=SpendAdmin(ledger=ledger, tree=tree),
             audit=AuditAdmin(tree.principals.store),
             model=models,
+            status=asked if status is not None else None,
         )
     )
 

@@ -41,7 +41,7 @@ from sidecar.errors import BadRequestError, ConflictError, NotFoundError
 from sidecar.identity.keys import Keys
 from sidecar.identity.row import KeyRow, ModelLimit, member_id
 from sidecar.identity.tokens import hash_key, mask_key, new_key
-from sidecar.identity.tree import Tree
+from sidecar.identity.tree import Tree, succession
 from sidecar.limits.windows import parse_duration
 
 _ADMINS_ONLY = {
@@ -232,31 +232,13 @@ class KeyAdmin:
                 raise denied("key", "the new key would call as another user")
             if row.successor_hash is not None:
                 raise ConflictError("'key' was regenerated before.", param="key", code="key_superseded")
-            after = msgspec.structs.replace(
-                row,
-                key_hash=hash_key(token),
-                key_name=mask_key(token),
-                key_id=row.spends_as,
-                last_used_at=None,
-                rotates_at=None if row.rotation_interval is None else now + parse_duration(row.rotation_interval),
-                created_at=now,
-                updated_at=now,
-                **_changes(named, now, row),
-            )
+            until = now + parse_duration(body.grace_period) if body.grace_period is not None else now
+            after, changes = succession(row, token, now=now, until=until)
+            after = msgspec.structs.replace(after, **_changes(named, now, row))
             if not reach.changes_all:
                 _refuse_outliving(reach, after)
                 _refuse_wider(reach, row)
-            if body.grace_period is None:
-                return after, None
-            until = now + parse_duration(body.grace_period)
-            return after, {
-                "successor_hash": after.key_hash,
-                "expires_at": until if row.expires_at is None else min(until, row.expires_at),
-                "key_id": row.spends_as,
-                "key_alias": None,
-                "rotates_at": None,
-                "updated_at": now,
-            }
+            return after, None if body.grace_period is None else changes
 
         told = False
         done: tuple[KeyRow, KeyRow] | None = None

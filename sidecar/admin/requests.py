@@ -467,6 +467,25 @@ class KeyTotalsQuery(TotalsQuery):
     key: Spender | None = None
 
 
+class ReportQuery(Query):
+    """`GET /spend/report`. `by`: one or more of `spend.reports.BY`, comma-separated; a name alone filters."""
+
+    by: Annotated[str, Field(min_length=1, max_length=100)] = "model"
+    since: Instant | None = None
+    until: Instant | None = None
+    key: Spender | None = None
+    user_id: Name | None = None
+    team_id: Name | None = None
+    organization_id: Name | None = None
+    end_user_id: Name | None = None
+    tag: Name | None = None
+    model_group: Name | None = None
+    model: Name | None = None
+    provider: Name | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    offset: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+
+
 class LogsQuery(KeyTotalsQuery):
     """`GET /spend/logs`."""
 

@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from sidecar.admin.access import Reach
 from sidecar.admin.endpoint import Call
 from sidecar.admin.policy import usd
-from sidecar.admin.requests import KeyTotalsQuery, LogsQuery, TotalsQuery
+from sidecar.admin.requests import KeyTotalsQuery, LogsQuery, ReportQuery, TotalsQuery
 from sidecar.errors import NotFoundError
 from sidecar.identity.row import KeyRow
 from sidecar.identity.tree import Tree
 from sidecar.spend.ledger import Ledger, Total
+from sidecar.spend.reports import Line, Sums, key_aliases, report
 from sidecar.types import SpendRecord
 
 
@@ -59,6 +60,32 @@ class SpendAdmin:
         totals = await self._ledger.totals(by="team_id", since_at=query.since, until_at=query.until, limit=query.limit)
         return {"data": [{"team_id": total.name or None, **_described(total)} for total in totals]}
 
+    async def report(self, call: Call, query: ReportQuery) -> Mapping[str, Any]:
+        """Lines the dearest first (by day, the newest), with the total of all; a part of the money may be uncertain."""
+        by = [name.strip() for name in query.by.split(",")]
+        names = {"user_id": "user", "team_id": "team", "organization_id": "organization", "end_user_id": "end_user"}
+        names |= {"model_group": "group"} | {name: name for name in ("tag", "model", "provider")}
+        where = {names[name]: value for name in names if (value := getattr(query, name)) is not None}
+        if query.key is not None:
+            where["key"] = await self._whose(call.reach, query.key) or query.key
+        found = await report(
+            self._ledger,
+            by=by,
+            since_at=query.since,
+            until_at=query.until,
+            where=where,
+            limit=query.limit,
+            offset=query.offset,
+        )
+        keys = [line.names[by.index("key")] for line in found.lines] if "key" in by else []
+        aliases = await key_aliases(self._ledger, keys)
+        return {
+            "by": by,
+            "data": [_described_line(by, line, aliases) for line in found.lines],
+            "total": described_sums(found.total),
+            "next_offset": found.next_offset,
+        }
+
     async def _whose(self, reach: Reach, key: str | None) -> str | None:
         """Under which name the ledger has this key. Who does not see all sees one key: its own unless it names one."""
         row = await self._tree.keys.get(key) if key is not None else None
@@ -69,6 +96,27 @@ class SpendAdmin:
         if row is None or not reach.sees_key(row):
             raise NotFoundError("'key' names no key of this gateway.", param="key", code="key_not_found")
         return row.spends_as
+
+
+def _described_line(by: Sequence[str], line: Line, aliases: Mapping[str, str]) -> dict[str, Any]:
+    shown: dict[str, Any] = dict(zip(by, line.names, strict=True))
+    if "key" in shown:
+        shown["key_alias"] = aliases.get(shown["key"])
+    return shown | described_sums(line.sums)
+
+
+def described_sums(sums: Sums) -> dict[str, Any]:
+    """`estimated` and `unknown` are parts of `spend`."""
+    return {
+        "spend": usd(sums.cost_nano),
+        "estimated": usd(sums.estimated_nano),
+        "unknown": usd(sums.unknown_nano),
+        "attempts": sums.attempts,
+        "failed": sums.failed,
+        "unpriced": sums.unpriced,
+        "prompt_tokens": sums.input_tokens,
+        "completion_tokens": sums.output_tokens,
+    }
 
 
 def _described_key(total: Total, row: KeyRow | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sidecar.admin import models as m
 from sidecar.admin import requests as r
 from sidecar.admin.access import ANY_KEY, ORG_ADMIN, OWN, READ, TEAMS, USER, USER_VIEWER, VIEWER
 from sidecar.admin.audit import AuditAdmin
-from sidecar.admin.endpoint import Endpoint
+from sidecar.admin.endpoint import Endpoint, Handler
 from sidecar.admin.keys import KeyAdmin
 from sidecar.admin.spend import SpendAdmin
 from sidecar.admin.subjects import OrganizationAdmin, SubjectAdmin, UserAdmin
@@ -32,6 +32,7 @@ class Handlers:
     spend: SpendAdmin
     audit: AuditAdmin
     model: m.ModelAdmin | None = None
+    status: Handler | None = None
 
 
 def endpoints(h: Handlers) -> list[Endpoint]:
@@ -48,8 +49,11 @@ def endpoints(h: Handlers) -> list[Endpoint]:
         Endpoint("GET", "/spend/keys", r.KeyTotalsQuery, h.spend.keys, "What keys spent, the dearest first.", READ),
         Endpoint("GET", "/spend/users", r.TotalsQuery, h.spend.users, "What users spent, the dearest first."),
         Endpoint("GET", "/spend/teams", r.TotalsQuery, h.spend.teams, "What teams spent, the dearest first."),
+        Endpoint("GET", "/spend/report", r.ReportQuery, h.spend.report, "What was spent, by whom and on what."),
         Endpoint("GET", "/audit", r.AuditQuery, h.audit.page, "Who wrote what, newest first."),
     ]
+    if h.status is not None:
+        table.append(Endpoint("GET", "/status", r.Nothing, h.status, "How the gateway is, and its jobs."))
     return table + (_models(h.model) if h.model is not None else [])
 
 

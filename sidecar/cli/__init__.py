@@ -17,6 +17,7 @@ import typer
 from sidecar.cli.imports import imports
 from sidecar.cli.keys import keys
 from sidecar.cli.spend import spend
+from sidecar.cli.status import status
 from sidecar.cli.tree import add_audit, groups
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ app.add_typer(keys, name="keys")
 for group_name, group in groups().items():
     app.add_typer(group, name=group_name)
 add_audit(app)
+app.command()(status)
 app.add_typer(config_app, name="config")
 app.add_typer(imports, name="import")
 app.add_typer(spend, name="spend")

@@ -169,6 +169,24 @@ def _spend(parts: Parts) -> Iterator[CrossFault]:
             yield ("spend", "sinks", i, "secret"), "signs the batches of a webhook; remove it, or give an https: URL"
 
 
+def _jobs(parts: Parts) -> Iterator[CrossFault]:
+    jobs = parts.sections.get("jobs")
+    if jobs is None:
+        return
+    rotation = jobs.rotation.webhook
+    for where, url in (
+        (("jobs", "rotation", "webhook", "url"), rotation.url if rotation is not None else None),
+        (("jobs", "alerts", "webhook"), jobs.alerts.webhook),
+        (("jobs", "reports", "webhook"), jobs.reports.webhook),
+    ):
+        if url is None:
+            continue
+        if not _is_http_url(url.reveal()):
+            yield where, "must be a webhook's URL, such as https://hooks.example.com/sidecar"
+        elif url.reveal().lower().startswith("http:") and not is_local(urlsplit(url.reveal()).hostname or ""):
+            yield where, "plain http would show it to the network; use https"
+
+
 def _models(parts: Parts) -> Iterator[CrossFault]:
     seen: set[str] = set()
     for i, name in parts.names:
@@ -267,6 +285,7 @@ _CHECKS: tuple[Callable[[Parts], Iterator[CrossFault]], ...] = (
     _store,
     _budget,
     _spend,
+    _jobs,
     _upstream,
     _models,
     _names,

@@ -190,6 +190,37 @@ class SpendSettings(Strict):
     sinks: list[SinkSettings] = []
 
 
+class WebhookSettings(Strict):
+    url: SecretText
+    secret: SecretField
+
+
+class RotationSettings(Strict):
+    webhook: WebhookSettings | None = None
+    grace: Duration = "1d"
+    every_s: Seconds = 300.0
+
+
+class AlertSettings(Strict):
+    webhook: SecretText | None = None
+    every_s: Seconds = 300.0
+
+
+class ReportSettings(Strict):
+    webhook: SecretText | None = None
+    weekly: bool = True
+    monthly: bool = True
+
+
+class JobSettings(Strict):
+    """What one of all processes does beside requests; a URL for Slack is a credential."""
+
+    enabled: bool = True
+    rotation: RotationSettings = RotationSettings()
+    alerts: AlertSettings = AlertSettings()
+    reports: ReportSettings = ReportSettings()
+
+
 class LogSettings(Strict):
     level: Literal["debug", "info", "warning", "error"] = "info"
     access: bool = False
@@ -227,6 +258,7 @@ class Config(BaseSettings):
     limits: LimitSettings = LimitSettings()
     budget: BudgetSettings = BudgetSettings()
     spend: SpendSettings = SpendSettings()
+    jobs: JobSettings = JobSettings()
     log: LogSettings = LogSettings()
     upstream: UpstreamSettings = UpstreamSettings()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidecar.db.breaker import Breaker
 from sidecar.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Database:
         self._clock = clock
         self._pool_size = pool_size
         self._engine: AsyncEngine | None = None
+        self.breaker = Breaker()
 
     def __repr__(self) -> str:
         return f"Database({self.dialect})"
@@ -89,6 +91,19 @@ class Database:
                 return
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
             await make_partitions(connection, now)
+
+    @property
+    def has_sessions(self) -> bool:
+        """PostgreSQL without a pooler of transactions between: what a session holds, it holds until it ends."""
+        from sidecar.db.postgres import is_pooled
+
+        return self.dialect == "postgresql" and not is_pooled(_known_scheme(self._url))
+
+    async def session(self, timeout_s: float = BUSY_TIMEOUT_S) -> Any:
+        """A connection of its own to PostgreSQL, beside the pool (asyncpg's); whoever asks closes it."""
+        from sidecar.db.postgres import connect_arguments
+
+        return await connect_arguments(_known_scheme(self._url), timeout_s=timeout_s)["async_creator_fn"]()
 
     def now(self) -> float:
         return self._clock()

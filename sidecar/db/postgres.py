@@ -59,6 +59,11 @@ def connect_arguments(url: str, *, timeout_s: float) -> dict[str, Any]:
     return arguments
 
 
+def is_pooled(url: str) -> bool:
+    """Whether the URL says that a pooler hands out connections for a transaction at a time."""
+    return "prepared_statement_cache_size" in connect_arguments(url, timeout_s=1.0)
+
+
 def _number(name: str, value: str) -> float:
     try:
         return float(value)

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration: what `Database.schema_is_current` compares with."""
 
 metadata = sa.MetaData()
@@ -206,3 +206,38 @@ spend_state = sa.Table(
     sa.Column("value", sa.BigInteger, nullable=False),
 )
 """`rows_since`: rows of earlier instants may be gone; their days are whole in `spend_daily` only."""
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("next_at", sa.BigInteger, nullable=False),
+    sa.Column("running_by", sa.Text),
+    sa.Column("started_at", sa.BigInteger),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("ok_at", sa.BigInteger),
+    sa.Column("error", sa.Text),
+    sa.Column("runs", sa.BigInteger, nullable=False),
+    sa.Column("failures", sa.BigInteger, nullable=False),
+)
+"""Background jobs: when each is due next and how its last run ended (`ok_at`: the last good one)."""
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("since_at", sa.BigInteger, nullable=False),
+    sa.Column("until_at", sa.BigInteger, nullable=False),
+)
+"""Which process leads, and until when unless it says so again."""
+
+alerts = sa.Table(
+    "alerts",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("subject_id", sa.Text, primary_key=True),
+    sa.Column("window_start_at", sa.BigInteger, nullable=False),
+    sa.Column("told_at", sa.BigInteger, nullable=False),
+)
+"""Whose soft budget was told to be passed, and in which window."""

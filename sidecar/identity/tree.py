@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,11 +19,36 @@ from sidecar.db.schema import principals as p
 from sidecar.errors import ConflictError, NotFoundError
 from sidecar.identity.row import KeyRow, Policy, PrincipalRow, member_id
 from sidecar.identity.table import Check, KeyTable, PrincipalTable
+from sidecar.identity.tokens import hash_key, mask_key
+from sidecar.limits.windows import parse_duration
 
 ORGANIZATION_MEMBER = "organization_member"
 """A user in an organization: says who may manage it, and stands above no key."""
 _OF_ONE = frozenset({"key_alias", "expires_at", "rotation_interval", "rotates_at"})
 """What a key in its grace period does not share with its successor."""
+
+
+def succession(row: KeyRow, token: str, *, now: float, until: float) -> tuple[KeyRow, Mapping[str, Any]]:
+    """The key that takes this one's place, and what changes on this one, which works until `until` at most."""
+    rotates_at = None if row.rotation_interval is None else now + parse_duration(row.rotation_interval)
+    after = msgspec.structs.replace(
+        row,
+        key_hash=hash_key(token),
+        key_name=mask_key(token),
+        key_id=row.spends_as,
+        last_used_at=None,
+        rotates_at=rotates_at,
+        created_at=now,
+        updated_at=now,
+    )
+    return after, {
+        "successor_hash": after.key_hash,
+        "expires_at": until if row.expires_at is None else min(until, row.expires_at),
+        "key_id": row.spends_as,
+        "key_alias": None,
+        "rotates_at": None,
+        "updated_at": now,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,8 @@ class LedgerLike(Protocol):
 
 class Recorder:
     """Journal, ledger and sinks as one. The background task starts with `start` or the first record; `interval_s` is
-    how long a row may wait for the ledger, `adopt_s` how often dead processes' segments are looked for."""
+    how long a row may wait for the ledger, `adopt_s` how often dead processes' segments are looked for;
+    `maintains=False`: somebody else calls `ledger.maintain`."""
 
     def __init__(
         self,
@@ -54,12 +55,14 @@ class Recorder:
         *,
         interval_s: float = 1.0,
         adopt_s: float = 5.0,
+        maintains: bool = True,
     ) -> None:
         self._journal = journal
         self._ledger = ledger
         self._outlets = tuple(Outlet(sink) for sink in sinks)
         self._interval_s = interval_s
         self._adopt_s = adopt_s
+        self._maintains = maintains
         self._shipping = asyncio.Lock()
         self._adopted: dict[str, Adopted] = {}
         self._task: asyncio.Task[None] | None = None
@@ -182,7 +185,7 @@ class Recorder:
             _log.warning("spend rows wait in the journal (failure %d): %s", self.failures, type(cause).__name__)
 
     async def _maintain(self, now: float) -> None:
-        if now - self._maintained_at >= MAINTAIN_EVERY_S:
+        if self._maintains and now - self._maintained_at >= MAINTAIN_EVERY_S:
             self._maintained_at = now
             await self._ledger.maintain()
 

@@ -89,6 +89,10 @@ class Api:
         return made
 
 
+async def _status() -> dict[str, Any]:
+    return {"version": "0"}
+
+
 @pytest.fixture
 async def api(database_url: str) -> AsyncIterator[Api]:
     await migrate(database_url)
@@ -108,6 +112,7 @@ async def api(database_url: str) -> AsyncIterator[Api]:
         keys=keys,
         tree=tree,
         ledger=ledger,
+        status=_status,
         models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=clock),
         admission=seeds,
         tell=feed.poll,

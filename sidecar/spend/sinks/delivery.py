@@ -62,7 +62,7 @@ class Delivery:
                 pause = max(pause, float(after)) if after.isdigit() else pause
             if number + 1 < self._attempts:
                 await asyncio.sleep(min(pause, MAX_PAUSE_S))
-        raise DeliveryError(f"{self._host} did not take a batch of spend records ({why})")
+        raise DeliveryError(f"{self._host} did not take it ({why})")
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -32,7 +32,7 @@ class WebhookSink:
         delivery: Delivery | None = None,
     ) -> None:
         self._delivery = delivery if delivery is not None else Delivery(url, headers or {})
-        self._key = _key(secret.reveal()) if secret is not None else None
+        self._key = key_of(secret.reveal()) if secret is not None else None
         self._clock = clock
 
     async def write(self, records: Sequence[SpendRecord]) -> None:
@@ -56,7 +56,8 @@ def signature(key: bytes, name: str, at: str, body: bytes) -> str:
     return "v1," + base64.b64encode(signed).decode()
 
 
-def _key(secret: str) -> bytes:
+def key_of(secret: str) -> bytes:
+    """What signs: the bytes behind `whsec_`, else the text itself."""
     if secret.startswith("whsec_"):
         try:
             return base64.b64decode(secret.removeprefix("whsec_"), validate=True)

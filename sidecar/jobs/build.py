@@ -1,0 +1,127 @@
+"""The list of background jobs from the configuration, and the runner that runs them in one of all processes.
+
+`app.py` starts and ends it. A new job is a `Job` in `_jobs`, and a row in docs/jobs.md.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import tzinfo
+
+from sidecar.config.models import Config
+from sidecar.identity.keys import Keys
+from sidecar.identity.table import Store
+from sidecar.identity.tree import Tree
+from sidecar.jobs.alerts import SoftBudgets
+from sidecar.jobs.digest import Digest, Period
+from sidecar.jobs.leader import LEASE_S, Leader, holder_name
+from sidecar.jobs.locks import open_lock
+from sidecar.jobs.post import Events, Slack
+from sidecar.jobs.rotation import Rotation
+from sidecar.jobs.runner import Job, Runner
+from sidecar.jobs.schedule import Schedule, every, monthly, weekly
+from sidecar.jobs.state import JobTable
+from sidecar.limits.windows import parse_duration
+from sidecar.metrics import Metrics
+from sidecar.spend.ledger import Ledger
+from sidecar.spend.recorder import MAINTAIN_EVERY_S
+from sidecar.types import Secret
+
+NO_WEBHOOK = "no webhook is configured"
+
+
+class Jobs:
+    """The runner and what its jobs keep open."""
+
+    def __init__(self, runner: Runner, posts: Sequence[Events | Slack], *, is_enabled: bool) -> None:
+        self.runner = runner
+        self.is_enabled = is_enabled
+        self._posts = posts
+
+    async def start(self) -> None:
+        if self.is_enabled:
+            await self.runner.start()
+
+    async def aclose(self) -> None:
+        await self.runner.aclose()
+        for post in self._posts:
+            await post.aclose()
+
+
+def build_jobs(
+    config: Config,
+    *,
+    store: Store,
+    ledger: Ledger,
+    tree: Tree,
+    keys: Keys | None,
+    metrics: Metrics,
+    redis_url: str | None,
+    zone: tzinfo,
+    clock: Callable[[], float],
+    lease_s: float = LEASE_S,
+) -> Jobs:
+    settings, holder = config.jobs, holder_name()
+    lock = open_lock(store, redis_url=redis_url, holder=holder, lease_s=lease_s, clock=clock)
+    posts: list[Events | Slack] = []
+    says = "makes the ledger's partitions, drops rows past the retention"
+    jobs = [Job("retention", says, every(MAINTAIN_EVERY_S), _maintain(ledger), limit_s=3600.0)]
+    if keys is not None:
+        webhook = settings.rotation.webhook
+        events = Events(webhook.url, webhook.secret, clock=clock) if webhook is not None else None
+        posts += [events] if events is not None else []
+        rotation = Rotation(
+            tree=tree,
+            keys=keys,
+            events=events,
+            metrics=metrics.jobs,
+            grace_s=parse_duration(settings.rotation.grace),
+            clock=clock,
+            random_bytes=secrets.token_bytes,
+        )
+        says = "rotates keys that are due" if events is not None else "counts keys that are due: there is no webhook"
+        jobs.append(Job("key_rotation", says, every(settings.rotation.every_s), rotation.run))
+    slack = _slack(settings.alerts.webhook, posts)
+    off = NO_WEBHOOK if slack is None else None
+    alerts = SoftBudgets(store=store, ledger=ledger, slack=slack, zone=zone, clock=clock) if slack is not None else None
+    jobs.append(
+        Job("soft_budgets", "tells who passed a soft budget", every(settings.alerts.every_s), _run(alerts), off=off)
+    )
+    slack = _slack(settings.reports.webhook, posts)
+    periods: tuple[tuple[Period, Schedule, bool], ...] = (
+        ("week", weekly(zone), settings.reports.weekly),
+        ("month", monthly(zone), settings.reports.monthly),
+    )
+    for period, schedule, is_on in periods:
+        off = NO_WEBHOOK if slack is None else None if is_on else "switched off"
+        digest = Digest(period, ledger=ledger, slack=slack, zone=zone, clock=clock) if slack is not None else None
+        says = f"tells what the {period} before cost"
+        jobs.append(Job(f"{period}ly_report", says, schedule, _run(digest), first_now=False, off=off))
+    leader = Leader(lock, lease_s=lease_s)
+    runner = Runner(jobs, leader, JobTable(store), metrics.jobs, holder=holder, clock=clock)
+    return Jobs(runner, posts, is_enabled=settings.enabled)
+
+
+def _slack(url: Secret | None, posts: list[Events | Slack]) -> Slack | None:
+    if url is None:
+        return None
+    made = Slack(url)
+    posts.append(made)
+    return made
+
+
+def _maintain(ledger: Ledger) -> Callable[[Leader], Awaitable[None]]:
+    async def run(leader: Leader) -> None:
+        leader.check()
+        await ledger.maintain()
+
+    return run
+
+
+def _run(job: SoftBudgets | Digest | None) -> Callable[[Leader], Awaitable[None]]:
+    async def run(leader: Leader) -> None:
+        if job is not None:
+            await job.run(leader)
+
+    return run
