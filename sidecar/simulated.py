@@ -67,7 +67,15 @@ async def serve(asgi_app: object, *, port: int = 0) -> AsyncIterator[str]:
     """Serve an ASGI app on loopback within this process; gives its base URL."""
     import uvicorn
 
-    config = uvicorn.Config(asgi_app, host="127.0.0.1", port=port, log_level="critical", lifespan="auto", ws="none")  # type: ignore[arg-type]
+    config = uvicorn.Config(
+        asgi_app,  # type: ignore[arg-type]
+        host="127.0.0.1",
+        port=port,
+        log_level="critical",
+        lifespan="auto",
+        ws="none",
+        timeout_graceful_shutdown=10,  # a client that neither reads nor leaves does not hold the program
+    )
     server = uvicorn.Server(config)
     # The embedding program keeps its own signal handlers.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
