@@ -15,7 +15,7 @@ from genai_prices.data import providers
 from genai_prices.types import ModelInfo, ModelPrice, TieredPrices, TimeOfDateConstraint
 from genai_prices.types import Usage as ListUsage
 
-from sidecar.spend.cost import Rates, cost_nano, worst_case_nano
+from sidecar.spend.cost import UNPRICED, Rates, cost_nano, worst_case_nano
 from sidecar.spend.price_loader import _dearest, known_models, load_price
 from sidecar.types import Usage, usd_to_nano
 
