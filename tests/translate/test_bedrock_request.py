@@ -98,6 +98,17 @@ def test_ids_and_arns_are_one_segment_quoted_as_botocore_does(model: str, path: 
     assert BEDROCK.base_url({"region": "eu-central-1"}) == "https://bedrock-runtime.eu-central-1.amazonaws.com"
 
 
+@pytest.mark.parametrize("name", ["bedrock", "bedrock-invoke", "sagemaker"])
+def test_a_clients_name_of_a_wildcard_group_stays_one_segment(name: str) -> None:
+    for model in ("..", ".", ""):
+        with pytest.raises(BadRequestError) as caught:
+            PROVIDERS[name].request(make_call({}, model=model))
+        assert caught.value.param == "model"
+    path = PROVIDERS[name].request(make_call({}, model="../../x?y#z\r\n")).path
+    assert path.count("/") == 3
+    assert not set("?#\r\n") & set(path)
+
+
 def test_system_and_developer_messages_lead_or_stay_in_their_place() -> None:
     body = body_of(
         {

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
+from sidecar.translate.content import bad
 from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
 from sidecar.translate.providers.anthropic import openai_usage
 from sidecar.translate.providers.anthropic_content import pack_blocks
@@ -311,7 +312,18 @@ class Bedrock(Provider):
 
 def model_path(model: str, operation: str) -> str:
     """An id or ARN is one segment: `:` and `/` are quoted, as AWS's own clients sign and send them."""
-    return f"/model/{quote(model, safe='')}/{operation}"
+    return f"/model/{segment_of(model)}/{operation}"
+
+
+def segment_of(model: str) -> str:
+    """Raises `BadRequestError` for a name (of a wildcard group, so a client's) that would be another path."""
+    try:
+        quoted = quote(model, safe="")
+    except UnicodeError:
+        quoted = ""
+    if quoted in ("", ".", ".."):
+        raise bad("'model' is no model's name.", "model")
+    return quoted
 
 
 def _cited(source: Any, said: int) -> tuple[str, list[dict[str, Any]]]:

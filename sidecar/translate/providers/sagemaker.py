@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from sidecar.errors import ProviderError, UpstreamBrokenError
 from sidecar.translate.aws_events import AWSEventSplitter
 from sidecar.translate.framing import Event, SSESplitter
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Auth, Call, Head, StreamTranslator, UpstreamRequest
+from sidecar.translate.providers.bedrock import segment_of
 from sidecar.translate.providers.bedrock_errors import aws_error, stream_error
 from sidecar.translate.providers.openai import OpenAIDialect, OpenAIStream, wants_usage
 
@@ -95,7 +95,7 @@ class SageMaker(OpenAIDialect):
         request = super().request(call)
         endpoint = str(call.edits.get("model", call.model))
         operation = "invocations-response-stream" if call.is_stream else "invocations"
-        request.path = f"/endpoints/{quote(endpoint, safe='')}/{operation}"
+        request.path = f"/endpoints/{segment_of(endpoint)}/{operation}"
         for name, header in _HEADERS.items():
             value = call.params.get(name)
             if isinstance(value, str):
