@@ -219,13 +219,19 @@ class _Answer:
             if not attempt.content_started and stream.content_started:
                 attempt.content_started = True
         attempt.usage = stream.usage
-        if more:
+        if more or stream.error is not None:
             if out:
                 await self._emit(out, True)
             if stream.error is not None:
                 raise stream.error
             return
-        out += stream.end()
+        try:
+            end = stream.end()
+        except UpstreamError:
+            if out:  # what came before the break, as if it had come in a piece of its own
+                await self._emit(out, True)
+            raise
+        out += end
         attempt.usage = stream.usage
         attempt.is_complete = True
         attempt.ended_at = self._exchange.now()
@@ -236,8 +242,8 @@ class _Answer:
         if self._start is not None:
             start, self._start = self._start, None
             await self._send(start)
-        if self._attempt.content_started or not more:
-            self.has_sent = True
+        if self._attempt.content_started or not more or not self._exchange.is_routed:
+            self.has_sent = True  # else Route holds it back, and may try elsewhere
         await self._send({"type": "http.response.body", "body": out, "more_body": more})
 
     async def _whole(self, body: bytes, more: bool) -> None:

@@ -96,13 +96,13 @@ def usage_from_openai(source: Any) -> Usage:
     )
 
 
-_NULL = msgspec.Raw(b"null")
+NO_CHOICES_FIELD = msgspec.Raw(b"null")
 
 
 class ChunkView(msgspec.Struct, gc=False):
     """The few top-level fields of an answer or chunk we look at; the rest is skipped (but must be JSON)."""
 
-    choices: msgspec.Raw = _NULL
+    choices: msgspec.Raw = NO_CHOICES_FIELD
     usage: Any = None
     error: Any = None
     x_groq: Any = None

@@ -310,8 +310,9 @@ class FaultProvider:
         headers: tuple[tuple[str, str], ...],
         kind: str | None = None,
     ) -> None:
-        lines = [f"HTTP/1.1 {status} X", f"content-type: {kind or 'application/json'}", f"content-length: {len(body)}"]
-        lines += [f"{n}: {v}" for n, v in headers]
+        lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *(f"{n}: {v}" for n, v in headers)]
+        if not any(n == "content-type" for n, _ in headers):
+            lines.append(f"content-type: {kind or 'application/json'}")
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         await writer.drain()
 

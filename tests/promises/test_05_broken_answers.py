@@ -15,7 +15,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.faults.provider import Fault, FaultProvider, chat_events, message_events
+from tests.faults.provider import WORDS, Fault, FaultProvider, chat_events, message_events
 from tests.promises.support import MODELS, Running, body, served
 
 pytestmark = pytest.mark.anyio
@@ -69,8 +69,10 @@ def events_of(text: str) -> list[Any]:
     return found
 
 
-def assert_broken(answer: httpx2.Response, *, content_began: bool, provider_finished: bool) -> None:
-    if not content_began or answer.status_code != 200:  # content and its break may come in one piece
+def assert_broken(
+    answer: httpx2.Response, *, content_began: bool, provider_finished: bool, is_reset: bool = False
+) -> None:
+    if not content_began or (is_reset and answer.status_code != 200):  # a reset throws away what nobody has read yet
         assert answer.status_code in (502, 504), answer.text
         assert answer.json()["error"]["message"]
         assert "data:" not in answer.text
@@ -84,8 +86,9 @@ def assert_broken(answer: httpx2.Response, *, content_began: bool, provider_fini
     assert finishes == [] or provider_finished
 
 
-def assert_row(row: dict[str, Any], *, content_began: bool) -> None:
-    assert row["outcome"] == ("incomplete" if content_began else "provider_error"), row
+def assert_row(row: dict[str, Any], *, content_began: bool, is_reset: bool = False) -> None:
+    outcomes = {"incomplete" if content_began else "provider_error"} | ({"provider_error"} if is_reset else set())
+    assert row["outcome"] in outcomes, row
     assert row["status"] in ("unknown", "estimated", "settled")
     assert row["spend"] > 0, "the provider may charge for it"
 
@@ -106,8 +109,9 @@ async def broken_streams(gateway: Running, faults: FaultProvider, model: str, sc
     for number, answer in enumerate(answers):
         at = sent[number].fault.after
         began = at > FIRST_WORD[model]
-        assert_broken(answer, content_began=began, provider_finished=at > FINISH[model])
-        assert_row(rows[answer.headers["x-request-id"]], content_began=began)
+        is_reset = sent[number].fault.kind == "reset"
+        assert_broken(answer, content_began=began, provider_finished=at > FINISH[model], is_reset=is_reset)
+        assert_row(rows[answer.headers["x-request-id"]], content_began=began, is_reset=is_reset)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -116,6 +120,25 @@ async def test_a_stream_broken_at_any_event_ends_with_an_error(
     gateway: Running, faults: FaultProvider, model: str, kind: Any
 ) -> None:
     await broken_streams(gateway, faults, model, [Fault(kind, after=at, drip_s=0.002) for at in range(EVENTS[model])])
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_words_and_their_break_in_one_piece_are_words_and_an_error(
+    gateway: Running, faults: FaultProvider, model: str
+) -> None:
+    events = {"gpt": chat_events(usage=True, forced_usage=True), "claude": message_events(usage=True)}[model]
+    key = await gateway.mint()
+    for at in range(EVENTS[model]):
+        for tail in (b"", b"data: {broken\n\n", events[at][:8]):
+            whole = Fault("status", body=b"".join(events[:at]) + tail, headers=(("content-type", "text/event-stream"),))
+            faults.script(whole)
+            answer = await gateway.chat(key, body(model, stream=True))
+            began = at > FIRST_WORD[model]
+            assert_broken(answer, content_began=began, provider_finished=at > FINISH[model])
+            if began:
+                said = [c["delta"].get("content") or "" for e in events_of(answer.text)[:-1] for c in e["choices"]]
+                words = min(at - FIRST_WORD[model], 5)
+                assert "".join(said) == "".join(WORDS[:words])
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -130,7 +153,7 @@ async def test_the_stock_sdk_raises_on_a_broken_stream(
     after = {"start": 0, "content": FIRST_WORD[model] + 2, "end": EVENTS[model] - 1}[at]
     faults.script(Fault(kind, after=after, drip_s=0.002))
     await sdk_raises(gateway, key, body(model, stream=True))
-    assert_row((await gateway.rows(key, at_least=1))[0], content_began=at != "start")
+    assert_row((await gateway.rows(key, at_least=1))[0], content_began=at != "start", is_reset=kind == "reset")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -219,6 +219,27 @@ def test_an_error_event_is_recognised(event: bytes, kind: str, status: int) -> N
     assert (caught.value.kind, caught.value.status) == (kind, status)
 
 
+@pytest.mark.parametrize(
+    ("event", "status"),
+    [
+        (b'data: {"object":"error","message":"too long","type":"BadRequestError","param":null,"code":400}\n\n', 400),
+        (b'data: {"type":"error","message":"gone"}\n\n', 502),
+        (b'data: {"detail":"not here"}\n\n', 502),
+        (b'data: {"errors":[{"message":"no"}]}\n\n', 502),
+    ],
+)
+def test_an_event_that_is_an_error_in_another_form_is_an_error(event: bytes, status: int) -> None:
+    translator = OPENAI.stream(make_call({"stream": True}), OK)
+    with pytest.raises(ProviderError) as caught:
+        translator.feed(event)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("event", [b'data: {"type":"ping"}\n\n', b'data: {"choices":[],"detail":"x"}\n\n'])
+def test_an_event_of_the_vendors_own_passes(event: bytes) -> None:
+    assert OPENAI.stream(make_call({"stream": True}), OK).feed(event) == event
+
+
 def test_an_unstreamed_answer_passes_unchanged() -> None:
     body = b' {"choices": [ {"message": {"content": null}} ], "usage": {"prompt_tokens": 3, "completion_tokens": 1}} '
     reply = OPENAI.response(make_call(), OK, body)

@@ -30,7 +30,14 @@ from sidecar.translate.provider import (
 )
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.signatures import may_be_packed, strip_ids
-from sidecar.translate.usage import NOT_JSON, decode_chunk, has_content, usage_from_openai, usage_of
+from sidecar.translate.usage import (
+    NO_CHOICES_FIELD,
+    NOT_JSON,
+    decode_chunk,
+    has_content,
+    usage_from_openai,
+    usage_of,
+)
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.encode
@@ -258,6 +265,14 @@ class OpenAI(OpenAIDialect):
         return output_cap_name(model)
 
 
+def _odd_error(data: bytes) -> dict[str, Any] | None:
+    """An event that is no chunk but an error in another form: vLLM's `{"object": "error", "message": …}` (its
+    ErrorResponse), FastAPI's `{"detail": …}` (https://fastapi.tiangolo.com/tutorial/handling-errors/)."""
+    event = msgspec.json.decode(data)
+    is_error = "error" in (event.get("object"), event.get("type")) or not event.keys().isdisjoint(("detail", "errors"))
+    return error_fields(data) if is_error else None
+
+
 class OpenAIStream(StreamTranslator):
     """Passes events on byte for byte, except the usage-only chunk a client did not ask for. The `"usage": null` that
     the forced option adds to the other chunks stays: OpenAI's schema allows it, and no passing byte is rewritten."""
@@ -284,8 +299,10 @@ class OpenAIStream(StreamTranslator):
         if view.error is not None or name == b"error":
             stated = view.error if view.error is not None else msgspec.json.decode(data)
             raise self._provider._stated_error(self._call, Head(200), stated)
-        self._has_chunk = True
         usage = view.usage if view.x_groq is None else usage_of(view)
+        if usage is None and view.choices is NO_CHOICES_FIELD and (stated := _odd_error(data)) is not None:
+            raise self._provider._stated_error(self._call, Head(200), stated)
+        self._has_chunk = True
         if usage is not None:
             found = usage_from_openai(usage)
             if found.is_known:
