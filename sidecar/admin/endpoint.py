@@ -21,11 +21,14 @@ from starlette.types import Receive, Scope, Send
 from sidecar.admin.access import NOBODY, Reach, judge, reach_of
 from sidecar.admin.bodies import parse_object, parse_query, validated
 from sidecar.admin.fields import Query, Strict
-from sidecar.errors import BadRequestError, BodyTooLargeError, MethodNotAllowedError, SidecarError
+from sidecar.errors import BadRequestError, BodyTooLargeError, MethodNotAllowedError, SidecarError, UnavailableError
+from sidecar.identity.deadline import Deadline
 from sidecar.identity.table import PrincipalTable
 from sidecar.types import Headers, Identity
 
 MAX_BODY_BYTES = 1_000_000
+DEADLINE_S = 10.0
+"""How long a management call may take; what its database has not answered by then is a 503."""
 
 _encoder = msgspec.json.Encoder()
 _log = logging.getLogger(__name__)
@@ -94,13 +97,16 @@ class AdminPath:
         self._endpoints = endpoints
         self._callers = callers
         self._principals = principals
+        self._deadline = Deadline(DEADLINE_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            answer = await self._answer(request)
+            answer = await self._deadline.run(self._answer(request))
         except ClientDisconnect:
             return
+        except TimeoutError:
+            await _send_error(send, _too_late())
         except SidecarError as error:
             await _send_error(send, error)
         except Exception:  # noqa: BLE001
@@ -131,6 +137,15 @@ class AdminPath:
             data[name] = value
         body = validated(endpoint.model, data)
         return await endpoint.handler(Call(reach, request.scope.get("root_path", "")), body)
+
+
+def _too_late() -> UnavailableError:
+    return UnavailableError(
+        "The gateway's database did not answer in time; what was asked may have been done all the same. Look, then try "
+        "again.",
+        code="key_store_unavailable",
+        retry_after_s=1.0,
+    )
 
 
 def bearer(headers: Headers) -> str:

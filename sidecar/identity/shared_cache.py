@@ -90,6 +90,8 @@ class RedisSharedCache:
     async def _try(self, call: Coroutine[Any, Any, T]) -> T | None:
         from redis.exceptions import RedisError
 
+        if self._failed_at is not None:
+            self._failed_at = self._clock()  # this call finds out whether it is back; nobody else waits meanwhile
         try:
             answer = await self._deadline.run(call)
         except (RedisError, OSError, TimeoutError):

@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sidecar.db import Database
+from sidecar.db.breaker import SLOW_S
 from sidecar.db.schema import keys, principals
 from sidecar.errors import ConflictError, UnavailableError
 from sidecar.identity import changes
@@ -72,9 +73,10 @@ class Store:
             self._failures += (PostgresError, InterfaceError)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Raises `UnavailableError`."""
-        with self._translated():
+    async def read(self, slow_s: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """Raises `UnavailableError`: at once while the database is known not to answer. `slow_s`: what may not last
+        longer, else the database is taken for one that does not."""
+        with self._translated(), self.database.breaker.watch(slow_s):
             async with self.database.engine.connect() as connection:
                 # Each statement stands alone: no BEGIN before and no ROLLBACK after it on the wire.
                 yield await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -82,7 +84,7 @@ class Store:
     @asynccontextmanager
     async def write(self, conflict: ConflictError | None = None) -> AsyncIterator[AsyncConnection]:
         """One transaction. Raises `UnavailableError`, and `conflict` if what is unique exists."""
-        with self._translated(conflict):
+        with self._translated(conflict), self.database.breaker.watch():
             async with self.database.engine.begin() as connection:
                 await changes.lock_writers(connection)
                 yield connection
@@ -91,11 +93,11 @@ class Store:
         await changes.note(connection, event, at=self._clock(), audit_id=self._new_id())
 
     async def changes_since(self, seq: int, limit: int) -> tuple[list[Change], int | None]:
-        async with self.read() as connection:
+        async with self.read(SLOW_S) as connection:
             return await changes.since(connection, seq, limit)
 
     async def last_change(self) -> int:
-        async with self.read() as connection:
+        async with self.read(SLOW_S) as connection:
             return await changes.last(connection)
 
     @contextmanager
@@ -279,7 +281,7 @@ class KeyTable(Rows[KeyRow]):
 
     async def resolve(self, key_hash: str) -> StoredKey | None:
         """A key with everybody above it, in one query."""
-        async with self.store.read() as connection:
+        async with self.store.read(SLOW_S) as connection:
             found = (await connection.execute(_RESOLVE, {"key_hash": key_hash})).mappings().all()
         if not found:
             return None
@@ -321,7 +323,7 @@ class PrincipalTable(Rows[PrincipalRow]):
         same = [sa.and_(table.c.kind == kind, table.c.principal_id == name) for kind, name in wanted]
         shared = sa.and_(table.c.kind == "budget", table.c.principal_id.in_(named))
         query = sa.select(*(table.c[name] for name in PrincipalRow.__struct_fields__)).where(sa.or_(*same, shared))
-        async with self.store.read() as connection:
+        async with self.store.read(SLOW_S) as connection:
             return [self._row(row) for row in (await connection.execute(query)).mappings()]
 
 

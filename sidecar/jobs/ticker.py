@@ -10,7 +10,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sidecar.db.breaker import Breaker, KnownDownError
 from sidecar.errors import UnavailableError
+from sidecar.identity.deadline import Deadline
 from sidecar.limits.admission import Admission
 from sidecar.limits.claims import SilentHold
 from sidecar.limits.windows import BudgetWindow
@@ -23,13 +25,22 @@ _log = logging.getLogger(__name__)
 
 
 class LedgerSeed:
-    """What was spent in a budget window, summed from the ledger after everything journalled has been shipped."""
+    """What was spent in a budget window, summed from the ledger after everything journalled has been shipped. A silent
+    database costs a request `deadline_s` once; then it is a `TimeoutError` at once, but for one probe a second."""
 
-    def __init__(self, recorder: Recorder, ledger: Ledger) -> None:
+    def __init__(self, recorder: Recorder, ledger: Ledger, *, deadline_s: float = 3.0) -> None:
         self._recorder = recorder
         self._ledger = ledger
+        self._deadline = Deadline(deadline_s)
+        self._breaker = Breaker()
 
     async def __call__(self, windows: Sequence[BudgetWindow]) -> Mapping[str, int]:
+        if self._ledger.database.breaker.is_open:
+            raise KnownDownError
+        with self._breaker.watch():
+            return await self._deadline.run(self._sums(windows))
+
+    async def _sums(self, windows: Sequence[BudgetWindow]) -> Mapping[str, int]:
         await self._recorder.flush()
         sums: dict[str, int] = {}
         for window in windows:
@@ -52,6 +63,8 @@ class Ticker:
 
     async def start(self) -> None:
         if not self._tasks:
+            if (bound := self._admission.bound_while_down()) is not None:
+                _log.warning(bound)
             self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._write())]
 
     async def _renew(self) -> None:

@@ -80,6 +80,7 @@ class Admission:
         self._scopes = tuple(scopes)
         if not global_limits.is_empty or global_budgets:
             self._scopes = (global_scope(global_limits, tuple(global_budgets)), *self._scopes)
+        self._global_caps = (global_limits, tuple(global_budgets))
         self._by_model = any(getattr(f, "by_model", False) for f in self._scopes)
         self._zone: tzinfo = ZoneInfo(timezone) if isinstance(timezone, str) else timezone
         self._on_store_failure = on_store_failure
@@ -93,6 +94,25 @@ class Admission:
         self._late: list[SilentHold] = []
         self.excess_tokens = 0
         """Tokens used beyond their reservations so far: how far estimates let token windows be overrun (a metric)."""
+
+    def bound_while_down(self) -> str | None:
+        """For the log: what `on_store_failure="open"` may cost while a shared store does not answer."""
+        if self._on_store_failure != "open" or not self.store.is_shared:
+            return None
+        limits, budgets = self._global_caps
+        named = (
+            (limits.rpm, "requests a minute"),
+            (limits.tpm, "tokens a minute"),
+            (limits.concurrency, "requests at once"),
+        )
+        caps = [f"{count} {what}" for count, what in named if count is not None]
+        caps += [f"${budget.max_nano / 1e9:,.2f} per {budget.duration or 'life'}" for budget in budgets]
+        ours = f" Of the global ones at most {', '.join(caps)} per process." if caps else ""
+        return (
+            "store.on_failure is open: while the limit store does not answer, each process counts alone. Then each may "
+            "admit every rate limit once more, and spend once more what the ledger says is left of every budget, with "
+            f"what requests in flight hold elsewhere.{ours}"
+        )
 
     def claims_of(
         self, identity: Identity, model: str, *, limits: bool = True, budgets: bool = True, now: float | None = None

@@ -257,9 +257,11 @@ class Ledger:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
-        """To read with. Raises `UnavailableError`."""
-        async with translated(), self.database.engine.connect() as connection:
-            yield connection
+        """To read with. Raises `UnavailableError`: at once while the database is known not to answer."""
+        async with translated():
+            with self.database.breaker.watch():
+                async with self.database.engine.connect() as connection:
+                    yield connection
 
 
 async def window_of(connection: AsyncConnection, since_at: float | None, until_at: float | None) -> Span:

@@ -91,6 +91,7 @@ async def fleet(
     shared_journal: int = 0,
     top: dict[str, Any] | None = None,
     deployment: dict[str, Any] | None = None,
+    store: dict[str, Any] | None = None,
 ) -> AsyncIterator[Fleet]:
     """The first `shared_journal` gateways have one journal folder, as replicas on one host may; each other its own."""
     async with contextlib.AsyncExitStack() as stack:
@@ -99,11 +100,11 @@ async def fleet(
             own = folder / str(number)
             own.mkdir()
             journal = folder / "journal" if number < shared_journal else own / "journal"
-            store = {
+            stores = {
                 "database_url": database_url, "redis_url": redis_url, "deadline_s": 10, "journal_dir": str(journal),
             }  # fmt: skip
             server = {"workers": workers[number], "grace_s": 5}
-            config = {"store": store, "server": server, **(top or {})}
+            config = {"store": stores | (store or {}), "server": server, **(top or {})}
             return await stack.enter_async_context(process(own, provider_url, top=config, deployment=deployment))
 
         running = list(await asyncio.gather(*(start(number) for number in range(len(workers)))))
