@@ -232,10 +232,13 @@ below 100 %.
 {table(rows)}
 
 `import sidecar`: {import_ms():.0f} ms. Idle RSS of the full gateway: {max(r["idle_mb"] for r in rows):.0f} MB.
+
+{(ROOT / "bench" / "notes.md").read_text().strip()}
 """
     print(text)
     if not options.quick and not options.only:
         (ROOT / "docs" / "benchmarks.md").write_text(text)
 
 
-main()
+if __name__ == "__main__":
+    main()
