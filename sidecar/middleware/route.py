@@ -36,7 +36,6 @@ from sidecar.asgi import (
 from sidecar.errors import (
     BadRequestError,
     NotFoundError,
-    ProviderError,
     RateLimitedError,
     RefusedError,
     UpstreamError,
@@ -46,18 +45,18 @@ from sidecar.errors import (
 from sidecar.exchange import Attempt, Exchange
 from sidecar.routing.affinity import prefix_of
 from sidecar.routing.board import Live
-from sidecar.routing.candidates import Candidates
+from sidecar.routing.candidates import Candidates, Try
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.health import Health
-from sidecar.routing.plan import Failure, Full, Policy, Try, attempts
+from sidecar.routing.plan import Failure, Full, Policy, attempts
 from sidecar.routing.router import Here, Router
+from sidecar.routing.verdict import final_error
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.translate.provider import Head
 from sidecar.translate.provider_errors import kind_of_status, make_error
-from sidecar.types import Deployment
+from sidecar.types import Deployment, Identity
 
 _RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
-_REASON_CHARS = 200
 TPM_OUTPUT_GUESS = 256
 Plan = Generator[Try, Failure | Full, float | None]
 
@@ -65,7 +64,10 @@ Plan = Generator[Try, Failure | Full, float | None]
 class Places(Protocol):
     """Counts the deployments' own limits where several processes share them."""
 
-    async def take(self, name: str, deployment: Deployment, tokens: int) -> Any:
+    def claims(self, deployment: Deployment, caller: Identity, asked: str | None) -> Any:
+        """What an attempt has to `take`; `None`: nothing. `asked` is the model asked for, if this is a fallback."""
+
+    async def take(self, name: str, claims: Any, tokens: int) -> Any:
         """What `leave` wants back, or the seconds (a float) until there is room. Raises `UnavailableError`."""
 
     async def leave(self, taken: Any, tokens: int | None) -> None:
@@ -123,8 +125,9 @@ class RouteMiddleware:
         plan: Plan | None = None
         failures: list[tuple[Deployment, UpstreamError]] = []
         here: Here | None = None
-        if type(candidates) is Candidates and candidates.is_lone:
-            step: Try | float | None = Try(candidates[0])  # the plan is made when it is needed
+        step: Try | float | None
+        if type(candidates) is Candidates and candidates.lone is not None:
+            step = candidates.lone  # the plan is made when it is needed
         else:
             here = self._here(exchange, candidates)
             if type(candidates) is Candidates and (candidates.has_tags or candidates.has_limits):
@@ -206,7 +209,18 @@ class RouteMiddleware:
 class _Attempt:
     """One call of the app below, and what it tells about the deployment."""
 
-    __slots__ = ("_deployment", "_exchange", "_here", "_is_cut", "_route", "_scope", "_send", "_started_at", "error")
+    __slots__ = (
+        "_deployment",
+        "_exchange",
+        "_here",
+        "_is_cut",
+        "_live",
+        "_route",
+        "_scope",
+        "_send",
+        "_started_at",
+        "error",
+    )
 
     def __init__(
         self,
@@ -226,6 +240,7 @@ class _Attempt:
         self._started_at = started_at
         self._here = here
         self._is_cut = False
+        self._live: Live | None = None
         self.error: UpstreamError | None = None
 
     async def run(self) -> Failure | Full | None:
@@ -235,26 +250,28 @@ class _Attempt:
         here = self._here
         taken: Any = None
         tokens = here.tokens if here is not None else 0
-        if route.places is not None and not deployment.limits.is_empty:
-            name = f"{exchange.exchange_id}.{len(exchange.attempts) + 1}"
-            try:
-                taken = await route.places.take(name, deployment, tokens)
-            except BaseException:
-                health.unknown(deployment)
-                raise
-            if type(taken) is float:
-                health.unknown(deployment)
-                route.router.board.of(deployment).full_until = exchange.now() + taken
-                return Full(taken)
+        if route.places is not None:
+            own = exchange.candidates[0].group if exchange.candidates else deployment.group
+            asked = exchange.model if deployment.group != own else None
+            claims = None
+            if asked is not None or not deployment.limits.is_empty:
+                claims = route.places.claims(deployment, exchange.caller, asked)
+            if claims is not None:
+                taken = await self._take(route.places, claims, tokens)
+                if type(taken) is float:
+                    health.unknown(deployment)
+                    if asked is None:
+                        route.router.board.of(deployment).full_until = exchange.now() + taken
+                    return Full(taken)
         live: Live | None = None
         gate: _Gate | None = None
         is_reported = False
         try:
             attempt = await exchange.begin_attempt(self._in_time())
             if here is not None:
-                live = route.router.board.started(deployment, attempt.started_at, tokens)
+                live = self._live = route.router.board.started(deployment, attempt.started_at, tokens)
             can_retry = len(exchange.attempts) <= route.policy.retries
-            gate = _Gate(exchange, attempt, self._send, can_retry=can_retry, live=live, health=health)
+            gate = _Gate(exchange, attempt, self._send, can_retry=can_retry, watcher=self if live is not None else None)
             error: UpstreamError | None = None
             try:
                 await route.app(dict(self._scope), receive_for(exchange), gate)
@@ -278,10 +295,33 @@ class _Attempt:
                 health.unknown(deployment)
             if live is not None and gate is not None:
                 self._measure(live, gate, exchange.attempts[-1], tokens)
-            if taken is not None:
-                usage = exchange.attempts[-1].usage if gate is not None else None
-                used = usage.total if usage is not None and usage.is_known else (0 if self.error is not None else None)
-                await route.places.leave(taken, used)  # type: ignore[union-attr]
+            if taken is not None and route.places is not None:
+                await self._leave(route.places, taken, exchange.attempts[-1] if gate is not None else None)
+
+    def began(self, attempt: Attempt) -> float:
+        """A stream's content began: the board learns it now, and a trial is passed. How long it took."""
+        now = self._exchange.now()
+        waited_s = now - attempt.started_at
+        if self._live is not None:
+            self._live.waited(now, waited_s)
+        self._route.router.health.began(self._deployment, attempt.started_at)
+        return waited_s
+
+    async def _take(self, places: Places, claims: Any, tokens: int) -> Any:
+        exchange = self._exchange
+        try:
+            return await places.take(f"{exchange.exchange_id}.{len(exchange.attempts) + 1}", claims, tokens)
+        except BaseException:
+            self._route.router.health.unknown(self._deployment)
+            raise
+
+    async def _leave(self, places: Places, taken: Any, attempt: Attempt | None) -> None:
+        used: int | None = 0
+        if attempt is not None and attempt.usage.is_known:
+            used = attempt.usage.total
+        elif attempt is not None and attempt.may_be_billed:
+            used = None
+        await places.leave(taken, used)
 
     def _in_time(self) -> Deployment:
         """The deployment, with no more time than the request's deadline leaves."""
@@ -332,10 +372,9 @@ class _Gate:
         "_attempt",
         "_can_retry",
         "_exchange",
-        "_health",
         "_held",
-        "_live",
         "_send",
+        "_watcher",
         "began_s",
         "discarded",
         "is_open",
@@ -348,16 +387,14 @@ class _Gate:
         send: Send,
         *,
         can_retry: bool,
-        live: Live | None = None,
-        health: Health | None = None,
+        watcher: _Attempt | None = None,
     ) -> None:
         self._exchange = exchange
         self._attempt = attempt
         self._send = send
         self._can_retry = can_retry
         self._held: list[Message] = []
-        self._live = live
-        self._health = health
+        self._watcher = watcher
         self.is_open = False
         self.began_s: float | None = None
         self.discarded: UpstreamError | None = None
@@ -385,12 +422,8 @@ class _Gate:
         self._held.append(message)
         if self._attempt.content_started or not message.get("more_body", False) or not self._exchange.is_translated:
             self.is_open = True
-            if self._live is not None and self._exchange.is_stream and self._attempt.content_started:
-                now = self._exchange.now()
-                self.began_s = now - self._attempt.started_at
-                self._live.waited(now, self.began_s)
-                if self._health is not None:
-                    self._health.began(self._attempt.deployment, self._attempt.started_at)
+            if self._watcher is not None and self._exchange.is_stream and self._attempt.content_started:
+                self.began_s = self._watcher.began(self._attempt)
             for held in self._held:
                 await self._send(held)
             self._held.clear()
@@ -424,40 +457,3 @@ async def _leaves_within(exchange: Exchange, seconds: float) -> bool:
     except TimeoutError:
         return False
     return exchange.client_left
-
-
-def final_error(failures: Sequence[tuple[Deployment, UpstreamError]]) -> UpstreamError:
-    """What the client is told when all attempts failed: of one deployment its own last error, and so for a mistake of
-    the client's; of several, if they agree on a refusal, that; else 503 with each attempt's reason."""
-    last = failures[-1][1]
-    if len(failures) == 1:
-        return last
-    waits = [error.retry_after_s for _, error in failures if error.retry_after_s is not None]
-    is_one_place = len({d.deployment_id for d, _ in failures}) == 1
-    said = {(error.status, error.code) for _, error in failures}
-    reasons = "; ".join(
-        f"{number}. {deployment.deployment_id}: {error.message[:_REASON_CHARS]}"
-        for number, (deployment, error) in enumerate(failures, 1)
-    )
-    if is_one_place and len(said) == 1:
-        last.message = f"{last.message} ({len(failures)} attempts)"
-        last.args = (last.message,)
-        return last
-    if is_one_place or (len(said) == 1 and last.status < 500):
-        last.message = f"{last.message} ({len(failures)} attempts: {reasons})"
-        last.args = (last.message,)
-        return last
-    if not (last.is_retryable or last.cools_down):
-        return last
-    if all(error.status == 429 for _, error in failures):
-        status, type_, code = 429, "rate_limit_error", "rate_limit_exceeded"
-    else:
-        status, type_, code = 503, "service_unavailable", "upstreams_failed"
-    return ProviderError(
-        f"All {len(failures)} attempts failed. {reasons}",
-        kind="rate_limit" if status == 429 else "overloaded",
-        status=status,
-        type=type_,
-        code=code,
-        retry_after_s=min(waits) if waits else None,
-    )

@@ -6,6 +6,7 @@ Neighbours: `catalog` makes them, Budget prices all of them, `plan` goes through
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from sidecar.types import Deployment
@@ -27,15 +28,24 @@ def _by_order(members: Sequence[Deployment]) -> Iterable[tuple[Deployment, ...]]
         yield tuple(d for d in members if d.order == order)
 
 
+@dataclass(slots=True)
+class Try:
+    """A step of a plan: whom to ask, after which wait."""
+
+    deployment: Deployment
+    wait_s: float = 0.0
+
+
 class Candidates(tuple[Deployment, ...]):
     """All of them once, so it is the tuple everybody else reads. `levels` are the usual way, `ways` what is tried
-    instead after an error of a kind (context_window, content_policy). `is_lone`: one place without limits or tags."""
+    instead after an error of a kind (context_window, content_policy). `lone`: the first step of any plan, if this is
+    one place without limits or tags."""
 
     levels: Levels
     ways: Mapping[str, Levels]
     has_limits: bool
     has_tags: bool
-    is_lone: bool
+    lone: Try | None
 
     @classmethod
     def of(
@@ -57,7 +67,8 @@ class Candidates(tuple[Deployment, ...]):
         made.levels, made.ways = levels, {kind: found for kind, found in ways.items() if found}
         made.has_limits = any(not d.limits.is_empty for d in made)
         made.has_tags = any(d.tags for d in made)
-        made.is_lone = len(made) == 1 and not made.has_limits and not made.has_tags
+        is_lone = len(made) == 1 and not made.has_limits and not made.has_tags
+        made.lone = Try(made[0]) if is_lone else None
         return made
 
     def for_tags(self, tags: Sequence[str]) -> Candidates:

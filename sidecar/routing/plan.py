@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sidecar.routing.candidates import Candidates, Levels, levels_of
+from sidecar.routing.candidates import Candidates, Levels, Try, levels_of
 from sidecar.types import Deployment
 
 ELSEWHERE = frozenset({"authentication", "quota", "permission", "not_found", "unsupported"})
@@ -33,12 +33,6 @@ class Policy:
     retry_on: Mapping[str, int] = field(default_factory=dict)
     backoff_s: float = 0.5
     max_wait_s: float = 10.0
-
-
-@dataclass(slots=True)
-class Try:
-    deployment: Deployment
-    wait_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -68,6 +62,8 @@ class World(Protocol):
     def choose(self, deployments: Sequence[Deployment], now: float) -> Deployment: ...
 
 
+LEAST_S = 0.1
+"""With less than this left of the deadline no further attempt begins."""
 Key = tuple[str, str]
 
 
@@ -99,7 +95,8 @@ def attempts(
     started_at: float | None = None,
 ) -> Generator[Try, Failure | Full, float | None]:
     at = now()
-    deadline_at = (at if started_at is None else started_at) + policy.deadline_s
+    # The last instant at which another attempt is worth beginning.
+    last_at = (at if started_at is None else started_at) + policy.deadline_s - min(LEAST_S, policy.deadline_s / 10)
     if type(candidates) is Candidates:
         levels, has_limits, other_ways = candidates.levels, candidates.has_limits, dict(candidates.ways)
     else:
@@ -115,7 +112,7 @@ def attempts(
         if chosen is None:
             return _earliest(state, at)
         wait_s = max(ready_at - at, 0.0)
-        if wait_s > policy.max_wait_s or at + wait_s >= deadline_at:
+        if wait_s > policy.max_wait_s or at + wait_s >= last_at:
             return None
         outcome = yield Try(chosen, wait_s)
         at = now()
@@ -128,7 +125,7 @@ def attempts(
         kind = outcome.kind
         counts[kind] = counts.get(kind, 0) + 1
         left -= 1
-        if left <= 0 or at >= deadline_at or counts[kind] > policy.retry_on.get(kind, policy.retries):
+        if left <= 0 or at >= last_at or counts[kind] > policy.retry_on.get(kind, policy.retries):
             return None
         if kind in other_ways:
             # Once each, so two ways cannot send a request to and fro.

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from types import MappingProxyType
-from typing import TypeVar
 
 from sidecar.routing.board import Board, Live
 from sidecar.types import Deployment
 
 Draw = Callable[[], float]
-Score = TypeVar("Score", float, tuple[float, float])
 Strategy = Callable[[Sequence[Deployment], Board, float, Draw], Deployment]
 
 BUFFER = 0.15
@@ -67,7 +65,8 @@ def usage(deployments: Sequence[Deployment], board: Board, now: float, draw: Dra
     """The most headroom in the deployments' own rpm, tpm and concurrency; without limits the fewest calls this minute
     for its weight."""
     lives = board.all_of(deployments)
-    scores: list[tuple[float, float]] = []
+    shares: list[float] = []
+    calls: list[float] = []
     for deployment, live in zip(deployments, lives, strict=True):
         if live.turns_at <= now:
             live.turn(now)
@@ -77,8 +76,12 @@ def usage(deployments: Sequence[Deployment], board: Board, now: float, draw: Dra
             share = max(share, live.tokens / limits.tpm)
         if limits.concurrency:
             share = max(share, live.in_flight / limits.concurrency)
-        scores.append((share, live.requests / deployment.weight))
-    return weighted(_lowest(deployments, scores), board, now, draw)
+        shares.append(share)
+        calls.append(live.requests / deployment.weight)
+    least = min(shares)
+    if least != max(shares):
+        calls = [count if share == least else _NEVER for count, share in zip(calls, shares, strict=True)]
+    return weighted(_lowest(deployments, calls), board, now, draw)
 
 
 def cost(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
@@ -118,7 +121,7 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
 )
 
 
-def _lowest(deployments: Sequence[Deployment], scores: Sequence[Score]) -> Sequence[Deployment]:
+def _lowest(deployments: Sequence[Deployment], scores: Sequence[float]) -> Sequence[Deployment]:
     best = min(scores)
     return [d for d, score in zip(deployments, scores, strict=True) if score == best]
 

@@ -99,10 +99,10 @@ def test_the_default_group_serves_unknown_names_for_those_who_may_call_it() -> N
 
 
 def test_a_lone_deployment_is_known_as_such() -> None:
-    assert Catalog([A]).candidates("g", ANYBODY).is_lone
-    assert not Catalog([A, B]).candidates("g", ANYBODY).is_lone
-    assert not Catalog([deployment("l", limits=Limits(rpm=1))]).candidates("g", ANYBODY).is_lone
-    assert not Catalog([deployment("t", tags=("eu",))]).candidates("g", ANYBODY).is_lone
+    assert Catalog([A]).candidates("g", ANYBODY).lone
+    assert not Catalog([A, B]).candidates("g", ANYBODY).lone
+    assert not Catalog([deployment("l", limits=Limits(rpm=1))]).candidates("g", ANYBODY).lone
+    assert not Catalog([deployment("t", tags=("eu",))]).candidates("g", ANYBODY).lone
 
 
 EU, US, PLAIN = deployment("eu", tags=("eu",)), deployment("us", tags=("us", "fast")), deployment("plain")

@@ -112,3 +112,9 @@ def test_two_models_of_one_wildcard_deployment_are_two_places() -> None:
     assert len(Candidates.of([[one], [two]])) == 2
     assert Candidates.of([[one], [two]]).levels == ((one,), (two,)), "the fallback is a level of its own"
     assert dialogue(Candidates.of([[one], [two]]), [RETRY, FATAL]) == ["openai#0", "openai#0", "stop"]
+
+
+def test_no_attempt_begins_with_next_to_nothing_left_of_the_deadline() -> None:
+    policy = Policy(retries=9, deadline_s=10.0)
+    assert dialogue([A, B], [RETRY], policy=policy, takes_s=9.95) == ["a", "stop"]
+    assert dialogue([A, B], [RETRY], policy=policy, takes_s=9.85) == ["a", "b"]
