@@ -49,6 +49,9 @@ async def test_a_key_rotates_and_a_soft_budget_is_told_by_a_running_gateway(
         "alerts": {"webhook": webhook.url, "every_s": 1},
     }
     async with process(tmp_path, faults.base_url, top={"jobs": settings, "server": {"workers": 2}}) as running:
+        output = running.output
+        assert output is not None
+        await eventually(lambda: output.read_text().count("startup complete") == 2, 60, output.read_text)
         key = (await running.admin("/key/generate", {"rotation_interval": "1s", "auto_rotate": True}))["key"]
         spender = await running.mint(soft_budget="0.000001", key_alias="spender")
         assert (await running.chat(spender, body())).is_success
@@ -78,8 +81,7 @@ async def test_a_key_rotates_and_a_soft_budget_is_told_by_a_running_gateway(
         )  # fmt: skip
         metrics = (await running.http.get(running.url + "/metrics")).text
         assert re.search(r'sidecar_job_last_run_timestamp_seconds\{job="key_rotation"\} 1\.\d+e\+09', metrics)
-    assert running.output is not None
-    assert webhook.url not in running.output.read_text()
+    assert webhook.url not in output.read_text()
 
 
 async def test_status_says_when_each_job_ran_and_why_one_is_off(tmp_path: Path, faults: FaultProvider) -> None:
