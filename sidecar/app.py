@@ -129,6 +129,7 @@ def build_app(
         Journal(config.store.journal_dir, durability=config.store.durability),
         ledger,
         sinks=_sinks(config),
+        sink_queue=config.spend.sink_queue,
         interval_s=config.spend.flush_s,
         maintains=not config.jobs.enabled,
     )

@@ -188,6 +188,7 @@ class SpendSettings(Strict):
     flush_s: Seconds = 1.0
     retention_days: Annotated[int, Field(ge=32, le=36_500), BeforeValidator(number)] | None = None
     sinks: list[SinkSettings] = []
+    sink_queue: Int = Field(default=10_000, ge=1, le=1_000_000)
 
 
 class WebhookSettings(Strict):

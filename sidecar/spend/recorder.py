@@ -20,7 +20,7 @@ from sidecar.errors import UnavailableError
 from sidecar.spend.journal import Journal
 from sidecar.spend.rows import Row, encoded, record_of, row_of
 from sidecar.spend.segments import Adopted, SegmentReader
-from sidecar.spend.sinks.base import Outlet, Sink
+from sidecar.spend.sinks.base import QUEUE_RECORDS, Outlet, Sink
 from sidecar.types import SpendRecord, Usage
 
 SHIP_ROWS = 1000
@@ -56,10 +56,11 @@ class Recorder:
         interval_s: float = 1.0,
         adopt_s: float = 5.0,
         maintains: bool = True,
+        sink_queue: int = QUEUE_RECORDS,
     ) -> None:
         self._journal = journal
         self._ledger = ledger
-        self._outlets = tuple(Outlet(sink) for sink in sinks)
+        self._outlets = tuple(Outlet(sink, size=sink_queue) for sink in sinks)
         self._interval_s = interval_s
         self._adopt_s = adopt_s
         self._maintains = maintains
