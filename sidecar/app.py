@@ -240,8 +240,8 @@ def build_app(
             )
         await live.reload()
 
-    parts = (database, transport, media, admission, recorder, ticker, live, feed, jobs, keys, callers, subjects, cache)
-    closers = [part.aclose for part in (*parts, pauses) if part is not None]
+    parts = (database, transport, media, admission, recorder, ticker, live, feed, keys, callers, subjects, cache)
+    closers = [part.aclose for part in (*parts, pauses, jobs) if part is not None]
     return Gateway(
         stack,
         routes,

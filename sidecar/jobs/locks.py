@@ -131,18 +131,21 @@ class RedisLock:
         self._redis: Any = Redis.from_url(
             url, retry=Retry(NoBackoff(), 0), socket_timeout=timeout_s, socket_connect_timeout=timeout_s
         )
+        self._has_it = False
         self._key = f"{{sidecar}}:jobs:{name}"
         self._holder = holder
         self._lease_ms = max(1, int(lease_s * 1000))
 
     async def hold(self) -> bool:
-        return bool(await self._redis.eval(_TAKE, 1, self._key, self._holder, self._lease_ms))
+        self._has_it = bool(await self._redis.eval(_TAKE, 1, self._key, self._holder, self._lease_ms))
+        return self._has_it
 
     async def aclose(self) -> None:
         from redis.exceptions import RedisError
 
         with contextlib.suppress(RedisError, OSError, TimeoutError):
-            await self._redis.eval(_GIVE, 1, self._key, self._holder)
+            if self._has_it:
+                await self._redis.eval(_GIVE, 1, self._key, self._holder)
         with contextlib.suppress(RedisError, OSError, TimeoutError):
             await self._redis.aclose()
 
@@ -160,8 +163,13 @@ class RowLock:
         self._lease = round(lease_s * 1_000_000)
         self._clock = clock
         self._name = name
+        self._has_it = False
 
     async def hold(self) -> bool:
+        self._has_it = await self._hold()
+        return self._has_it
+
+    async def _hold(self) -> bool:
         async with self._store.read() as connection:
             now = await self._now(connection)
             row = (
@@ -194,6 +202,9 @@ class RowLock:
         return int(found.scalar_one())
 
     async def aclose(self) -> None:
+        if not self._has_it:
+            return
+        self._has_it = False
         with contextlib.suppress(UnavailableError):
             async with self._store.read() as connection:
                 mine = (leases.c.name == self._name, leases.c.holder == self._holder)

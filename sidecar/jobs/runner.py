@@ -102,13 +102,16 @@ class Runner:
 
     async def _work(self) -> None:
         since = self._micros(self._clock())
+        noted_at = float("-inf")
         is_new = True
         failures = 0
         while True:
             try:
-                lease = self._micros(3 * self.leader.renew_s)
                 self.leader.check()
-                await self.table.note_leader(self.holder, since, self._micros(self._clock()) + lease)
+                now = self._clock()
+                if not 0 <= now - noted_at < self.leader.renew_s:
+                    await self.table.note_leader(self.holder, since, self._micros(now + 3 * self.leader.renew_s))
+                    noted_at = now
                 await self.pass_over(is_new=is_new)
                 is_new = False
                 failures = 0
