@@ -1,5 +1,6 @@
 """`python -m bench.promises [pytest's arguments]`: the promises' tests at full size, bounded, and what they measured
-into docs/promises.md. Exit code 0 only if all of them passed; a run cut short or of a part writes nothing."""
+into docs/promises.md: a row for each promise none of whose tests failed. The exit code is pytest's, or 124 when cut
+short."""
 
 from __future__ import annotations
 
@@ -17,11 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "promises.md"
 BOUND_S = 30 * 60
-HEAD = "## The full run"
+RULER = "| number | measured | when and where |\n|---|---|---|\n"
 
 
 def run(arguments: list[str], figures: Path) -> int:
-    """pytest's exit code; 124 if the time was up."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=10"]
     environment = os.environ | {"PROMISES": "full", "PROMISES_SEEN": str(figures)}
     process = subprocess.Popen(
@@ -43,39 +43,38 @@ def run(arguments: list[str], figures: Path) -> int:
         return 124
 
 
-def section(lines: list[str], took_s: float) -> str:
+def kept(lines: list[str]) -> dict[int, str]:
+    """The figures of each promise none of whose tests failed."""
     found: dict[int, list[str]] = {}
-    for line in lines:
-        entry = json.loads(line)
-        figures = found.setdefault(int(entry["promise"]), [])
-        if entry["figures"] not in figures:
-            figures.append(entry["figures"].replace("|", "/"))
-    where = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    rows = [f"| {number} | {'; '.join(figures)} |" for number, figures in sorted(found.items())]
-    text = [HEAD, "", f"Written by `make promises` on {time.strftime('%d %B %Y', time.gmtime())}: {where},"]
-    text += [f"{took_s / 60:.0f} minutes, all passed.", "", "| number | measured |", "|---|---|", *rows]
-    return "\n".join(text) + "\n"
+    failed: set[int] = set()
+    for entry in map(json.loads, lines):
+        if "figures" not in entry:
+            failed.add(entry["promise"])
+        elif entry["figures"] not in found.setdefault(entry["promise"], []):
+            found[entry["promise"]].append(entry["figures"].replace("|", "/"))
+    return {number: "; ".join(figures) for number, figures in found.items() if number not in failed}
 
 
-def write(text: str) -> None:
-    """In place of the section of that name, which ends with the next heading."""
-    page = PAGE.read_text("utf-8")
-    pattern = re.compile(rf"^{HEAD}$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
-    assert pattern.search(page) is not None, f"{PAGE} has no section {HEAD!r}"
-    PAGE.write_text(pattern.sub(lambda _: f"{text}\n", page, count=1).rstrip("\n") + "\n", "utf-8")
+def merged(page: str, figures: dict[int, str], where: str) -> str:
+    """The page with these rows in its table, in place of those of the same numbers."""
+    head, ruler, rest = page.partition(RULER)
+    assert ruler, f"{PAGE} has no table of that kind"
+    table = re.match(r"(?:\|.*\n)*", rest)
+    assert table is not None
+    rows = {int(line.split("|")[1]): line for line in table[0].splitlines()}
+    rows |= {number: f"| {number} | {text} | {where} |" for number, text in figures.items()}
+    return head + ruler + "".join(f"{rows[number]}\n" for number in sorted(rows)) + rest[table.end() :]
 
 
 def main() -> int:
-    arguments = sys.argv[1:]
-    began_at = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder) / "seen.jsonl"
-        figures.touch()
-        code = run(arguments, figures)
-        text = section(figures.read_text("utf-8").splitlines(), time.monotonic() - began_at)
-    print(text)
-    if code == 0 and not arguments:
-        write(text)
+        file = Path(folder) / "seen.jsonl"
+        file.touch()
+        code = run(sys.argv[1:], file)
+        figures = kept(file.read_text("utf-8").splitlines())
+    where = f"{time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    PAGE.write_text(merged(PAGE.read_text("utf-8"), figures, where), "utf-8")
+    print(f"wrote the figures of {len(figures)} promises to {PAGE.relative_to(ROOT)}")
     return code
 
 

@@ -7,8 +7,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.faults.provider import FaultProvider, fault_provider
-from tests.promises.sizes import lines
+from tests.promises.sizes import failed, lines
 from tests.promises.support import Running, served
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed:
+        failed(report.nodeid)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

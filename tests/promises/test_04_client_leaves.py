@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import os
 import random
 import time
 from collections import Counter
@@ -21,10 +20,11 @@ import psutil
 import pytest
 
 from tests.faults.provider import Fault, FaultProvider, Seen
+from tests.promises.sizes import measured, size
 from tests.promises.support import MODELS, Running, body, eventually
 
 pytestmark = pytest.mark.anyio
-REPEATS = int(os.environ.get("PROMISE_4_REPEATS", "300"))
+REPEATS = size("PROMISE_4_REPEATS", 300, full=10_000)
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,7 @@ def _standing() -> tuple[Counter[str], int, int]:
     return mine, len(asyncio.all_tasks()), len(psutil.Process().net_connections())
 
 
-async def test_repeats_leak_no_task_no_socket_and_no_exchange(
-    gateway: Running, faults: FaultProvider, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_repeats_leak_no_task_no_socket_and_no_exchange(gateway: Running, faults: FaultProvider) -> None:
     key = await gateway.mint(max_parallel_requests=64, max_budget=1000)
     counted = gateway.counted_nano
     draw = random.Random(4)
@@ -206,5 +204,8 @@ async def test_repeats_leak_no_task_no_socket_and_no_exchange(
         return not left
 
     await eventually(is_clean, 30, lambda: f"nothing left behind: {left}")
-    with capsys.disabled():
-        print(f" [{REPEATS} abandoned calls; all provider sockets closed {1000 * max(delays):.0f} ms after the last]")
+    measured(
+        4,
+        f"{REPEATS} abandoned calls leak no task, socket or slot; the provider's last socket closed "
+        f"{1000 * max(delays):.0f} ms after the last",
+    )

