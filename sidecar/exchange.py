@@ -72,6 +72,8 @@ def new_exchange_id(now: float) -> str:
     at = f"{int(now * 1000) & 0xFFFFFFFFFFFF:012x}"
     random = _randomness.take()
     return f"{at[:8]}-{at[8:]}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[7:]}"
+
+
 NO_BOUND = 1 << 62
 
 
