@@ -55,6 +55,8 @@ PREFIXES: Mapping[str, Prefix] = {
     "xai": Prefix("xai"),
 }
 
+_TAILS = {"anthropic": ("/v1/messages", "/v1"), "azure": ("/chat/completions", "/openai/v1", "/openai")}
+"""What a provider's own path begins with, so its `base_url` must not end in it."""
 _BARE = {"openai": ("gpt-", "o1", "o3", "o4", "chatgpt-"), "anthropic": ("claude-",)}
 
 
@@ -78,7 +80,7 @@ def is_openai(base_url: str) -> bool:
 def fit_base_url(provider: str, url: str) -> str:
     """What ours appends the path to: the other gateway's form of an `api_base` may hold more, or less."""
     url = url.rstrip("/")
-    for tail in {"anthropic": ("/v1/messages", "/v1")}.get(provider, ("/chat/completions",)):
+    for tail in _TAILS.get(provider, ("/chat/completions",)):
         url = url.removesuffix(tail)
     if provider == "ollama" and urlsplit(url).path in ("", "/api"):
         url = url.removesuffix("/api") + "/v1"

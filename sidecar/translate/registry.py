@@ -8,6 +8,7 @@ from types import MappingProxyType
 from sidecar.translate.compatible import COMPATIBLE
 from sidecar.translate.provider import Provider, check_provider
 from sidecar.translate.providers.anthropic import Anthropic
+from sidecar.translate.providers.azure import Azure
 from sidecar.translate.providers.bedrock import Bedrock
 from sidecar.translate.providers.bedrock_invoke import BedrockInvoke
 from sidecar.translate.providers.gemini import Gemini
@@ -21,6 +22,7 @@ def _collect() -> dict[str, Provider]:
     providers: dict[str, Provider] = {}
     for provider in (
         OpenAI(),
+        Azure(),
         Anthropic(),
         Bedrock(),
         BedrockInvoke(),

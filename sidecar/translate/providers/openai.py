@@ -174,7 +174,7 @@ class OpenAIDialect(Provider, is_abstract=True):
     def _output_cap(self, call: Call, changes: dict[str, Any], removed: set[str]) -> None:
         payload = call.payload
         cap = call.edits.get("output_cap")
-        right = self.cap_name(call.edits.get("model", call.model))
+        right = self.cap_of(call)
         wrong = "max_tokens" if right == "max_completion_tokens" else "max_completion_tokens"
         if cap is not None:
             changes[right] = cap
@@ -190,6 +190,9 @@ class OpenAIDialect(Provider, is_abstract=True):
         removed.add(wrong)
 
     takes_both_caps = False
+
+    def cap_of(self, call: Call) -> str:
+        return self.cap_name(call.edits.get("model", call.model))
 
     def request(self, call: Call) -> UpstreamRequest:
         changes, removed, dropped = self.changes(call)
@@ -224,14 +227,16 @@ class OpenAIDialect(Provider, is_abstract=True):
         return self._error(call, head, error_fields(body), may_be_billed=False)
 
     def _stated_error(self, call: Call, head: Head, error: Any) -> ProviderError:
-        """An error object inside a 200 answer or a stream; its numeric code, or else its type, says the status."""
+        """An error object inside a 200 answer or a stream; its numeric code or status (Azure gives both), or else its
+        type, says the status."""
         fields = error if isinstance(error, dict) else {"message": error}
-        code = fields.get("code", fields.get("status"))
-        if isinstance(code, str) and code.isascii() and code.isdigit():
-            code = int(code[:4])
         kind = fields.get("type")
         status = _STATED_STATUS.get(kind, 502) if isinstance(kind, str) else 502
-        status = code if type(code) is int and 400 <= code < 600 else status
+        for code in (fields.get("status"), fields.get("code")):
+            if isinstance(code, str) and code.isascii() and code.isdigit():
+                code = int(code[:4])
+            if type(code) is int and 400 <= code < 600:
+                status = code
         stated = Head(status, head.headers)
         return self._error(call, stated, fields, may_be_billed=True)
 
@@ -302,7 +307,8 @@ class OpenAIStream(StreamTranslator):
         usage = view.usage if view.x_groq is None else usage_of(view)
         if usage is None and view.choices is NO_CHOICES_FIELD and (stated := _odd_error(data)) is not None:
             raise self._provider._stated_error(self._call, Head(200), stated)
-        self._has_chunk = True
+        if not self._has_chunk:  # a usage, or what Azure's filter says of the prompt, is no answer
+            self._has_chunk = bytes(view.choices).translate(None, b" \t\r\n") not in _NO_CHOICES
         if usage is not None:
             found = usage_from_openai(usage)
             if found.is_known:
