@@ -360,6 +360,31 @@ async def test_a_killed_replicas_hold_is_charged_and_its_owner_named(redis_like_
     await alive.aclose()
 
 
+async def test_who_was_taken_for_dead_and_settles_after_all_is_told_once(redis_like_url: str) -> None:
+    """Whoever ticks for it then takes back the row that was written of its silence."""
+    slow, other = (Admission(open_store(redis_like_url), lease_s=0.3) for _ in range(2))
+    identity = caller("k9", budgets=(DAY,))
+    settled, cancelled, dead = [await take(slow, identity, 100) for _ in range(3)]
+    silent: set[str] = set()
+    async with asyncio.timeout(5):
+        while len(silent) < 3:
+            silent |= {hold.exchange_id for hold in await other.tick()}
+            await asyncio.sleep(0.1)
+    await slow.settle(settled, tokens=0, cost_nano=30)
+    await slow.cancel(cancelled)
+    assert {(h.exchange_id, h.is_over) for h in await slow.tick()} == {
+        (settled.exchange_id, True), (cancelled.exchange_id, True),
+    }  # fmt: skip
+    assert await slow.tick() == []
+    assert await spent(other, identity) == 130
+    # The journal of one that never came back says what it cost.
+    assert await other.settle_dead({dead.exchange_id: 20, "unheard-of": 7}) == [dead.exchange_id]
+    assert await other.settle_dead({dead.exchange_id: 20}) == []
+    assert await spent(other, identity) == 50
+    await slow.aclose()
+    await other.aclose()
+
+
 async def test_ticking_keeps_what_is_alive(redis_like_url: str) -> None:
     one, other = (Admission(open_store(redis_like_url), lease_s=0.3) for _ in range(2))
     identity = caller(concurrency=1)

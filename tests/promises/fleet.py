@@ -23,7 +23,8 @@ class Fleet:
     workers: Sequence[int]
     database_url: str
     kills: int = 0
-    killed: list[int] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
+    """How often a worker of each has to have started."""
 
     def workers_of(self, running: Running) -> list[psutil.Process]:
         assert running.process is not None
@@ -33,22 +34,27 @@ class Fleet:
     async def kill_one(self, draw: random.Random) -> None:
         """`kill -9` of any worker of any gateway. Its supervisor starts another."""
         number = draw.randrange(len(self.running))
-        alive = [one for one in self.workers_of(self.running[number]) if one.is_running()]
-        victim = draw.choice(alive)
+        running = self.running[number]
+        victim = draw.choice(self.workers_of(running))
+        self.wanted[number] = started(running) + 1
         victim.kill()
-        self.killed[number] += 1
         self.kills += 1
 
     async def is_whole(self, timeout_s: float = 90) -> None:
-        """Every worker that was killed has a successor that listens."""
+        """Who was killed has a successor that listens."""
 
         def is_up() -> bool:
             return all(
-                started(one) >= count + killed
-                for one, count, killed in zip(self.running, self.workers, self.killed, strict=True)
+                started(one) >= wanted and len(self.workers_of(one)) == count
+                for one, wanted, count in zip(self.running, self.wanted, self.workers, strict=True)
             )
 
-        await eventually(is_up, timeout_s, lambda: f"workers: {[started(one) for one in self.running]}")
+        def state() -> str:
+            pids = [[worker.pid for worker in self.workers_of(one)] for one in self.running]
+            tails = [one.output.read_text(errors="replace")[-2000:] for one in self.running if one.output]
+            return f"workers: {self.wanted} starts wanted; {pids}\n" + "\n---\n".join(tails)
+
+        await eventually(is_up, timeout_s, state)
 
     async def query(self, text: str, *values: Any) -> list[Any]:
         connection = await asyncpg.connect(self.database_url, timeout=30)
@@ -108,6 +114,6 @@ async def fleet(
             return await stack.enter_async_context(process(own, provider_url, top=config, deployment=deployment))
 
         running = list(await asyncio.gather(*(start(number) for number in range(len(workers)))))
-        made = Fleet(running, workers, database_url, killed=[0] * len(workers))
+        made = Fleet(running, workers, database_url, wanted=list(workers))
         await made.is_whole()
         yield made
