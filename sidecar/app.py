@@ -209,6 +209,7 @@ def build_app(
         metrics=metrics,
         redis_url=redis_url,
         zone=_zone(config.budget.timezone),
+        limit_store=admission.store,
         clock=time.time,
     )
     if keys is not None and credentials is not None:

@@ -1,4 +1,5 @@
-"""`sidecar spend …`: reports, and whether the sums agree. They read the configured database; no gateway has to run.
+"""`sidecar spend …`: reports, whether the sums agree, what an unknown cost was. They use the configured
+database; no gateway has to run.
 
 Neighbours: `spend/reports.py`, `spend/verify.py`, `spend/reconcile.py`.
 """
@@ -12,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sidecar.spend.reconcile import Delta, Invoice
     from sidecar.spend.reports import Report
     from sidecar.spend.verify import Counter, CounterDifference, TotalDifference
+    from sidecar.types import SpendRecord
 
 spend = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was spent, and whether the sums agree.")
 
@@ -154,6 +157,53 @@ def reconcile_command(
         _print_deltas(read, deltas)
     if not all(delta.is_explained for delta in deltas if delta.model == "all"):
         raise typer.Exit(1)
+
+
+@spend.command("resolve")
+def resolve_command(
+    exchange_id: Annotated[str, typer.Argument(help="the request, as its x-request-id header named it")],
+    cost: Annotated[str, typer.Option(help="what it really cost, in USD; 0 if the provider billed nothing")],
+    attempt: Annotated[int | None, typer.Option(min=0, help="which attempt, if several are unknown")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Put the real cost in place of one the ledger does not know (status `unknown`)."""
+    from sidecar.cli import fail, read_config
+    from sidecar.limits.windows import MAX_BUDGET_NANO
+    from sidecar.types import usd_to_nano
+
+    try:
+        nano = usd_to_nano(Decimal(cost))
+    except (ArithmeticError, ValueError):
+        fail(f"--cost: {cost[:32]!r} is not a number of USD", 2)
+    if not 0 <= nano <= MAX_BUDGET_NANO:
+        fail("--cost: has to be from 0 to 9000000", 2)
+    settings = read_config(config)
+    redis_url = settings.store.redis_url.reveal() if settings.store.redis_url is not None else None
+
+    async def ask(ledger: Ledger) -> list[SpendRecord]:
+        from zoneinfo import ZoneInfo
+
+        from sidecar.errors import UnavailableError
+        from sidecar.jobs.unknown import Unknown
+        from sidecar.limits.store import StoreDownError, open_store
+
+        store = open_store(redis_url, deadline_s=5.0) if redis_url is not None else None
+        try:
+            zone = ZoneInfo(settings.budget.timezone)
+            unknown = Unknown(ledger, store, zone=zone)
+            return await unknown.resolve(exchange_id, nano, attempt=attempt)
+        except StoreDownError as error:
+            raise UnavailableError(
+                "The limit store does not answer: see `sidecar spend verify`.", code="limit_store_unavailable"
+            ) from error
+        finally:
+            if store is not None:
+                await store.aclose()
+
+    for row in _with_ledger(config, ask, settings):
+        typer.echo(f"attempt {row.attempt} revision {row.revision}: {row.status} {_usd(row.cost_nano)}")
+    if redis_url is None:
+        typer.echo("note: no Redis: running gateways count the held cost until they start again")
 
 
 async def redis_counters(url: str, timezone: str) -> list[Counter]:

@@ -189,6 +189,7 @@ class SpendSettings(Strict):
     retention_days: Annotated[int, Field(ge=32, le=36_500), BeforeValidator(number)] | None = None
     sinks: list[SinkSettings] = []
     sink_queue: Int = Field(default=10_000, ge=1, le=1_000_000)
+    write_off_unknown_h: Annotated[float, Field(gt=0, le=24 * 3660), BeforeValidator(number)] | None = None
 
 
 class WebhookSettings(Strict):

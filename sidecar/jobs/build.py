@@ -22,12 +22,15 @@ from sidecar.jobs.rotation import Rotation
 from sidecar.jobs.runner import Job, Runner
 from sidecar.jobs.schedule import Schedule, every, monthly, weekly
 from sidecar.jobs.state import JobTable
+from sidecar.jobs.unknown import Unknown
+from sidecar.limits.store import LimitStore
 from sidecar.limits.windows import parse_duration
 from sidecar.metrics import Metrics
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.recorder import MAINTAIN_EVERY_S
 from sidecar.types import Secret
 
+WRITE_OFF_EVERY_S = 600.0
 NO_WEBHOOK = "no webhook is configured"
 
 
@@ -59,6 +62,7 @@ def build_jobs(
     metrics: Metrics,
     redis_url: str | None,
     zone: tzinfo,
+    limit_store: LimitStore,
     clock: Callable[[], float],
     lease_s: float = LEASE_S,
 ) -> Jobs:
@@ -67,6 +71,11 @@ def build_jobs(
     posts: list[Events | Slack] = []
     says = "makes the ledger's partitions, drops rows past the retention"
     jobs = [Job("retention", says, every(MAINTAIN_EVERY_S), _maintain(ledger), limit_s=3600.0)]
+    hours = config.spend.write_off_unknown_h
+    says = "what nobody knows the cost of counts as $0 after spend.write_off_unknown_h"
+    write_off = _write_off(Unknown(ledger, limit_store, zone=zone), hours or 0.0, clock)
+    off = "spend.write_off_unknown_h is not set" if hours is None else None
+    jobs.append(Job("write_off_unknown", says, every(WRITE_OFF_EVERY_S), write_off, limit_s=3600.0, off=off))
     if keys is not None:
         webhook = settings.rotation.webhook
         events = Events(webhook.url, webhook.secret, clock=clock) if webhook is not None else None
@@ -115,6 +124,14 @@ def _maintain(ledger: Ledger) -> Callable[[Leader], Awaitable[None]]:
     async def run(leader: Leader) -> None:
         leader.check()
         await ledger.maintain()
+
+    return run
+
+
+def _write_off(unknown: Unknown, hours: float, clock: Callable[[], float]) -> Callable[[Leader], Awaitable[None]]:
+    async def run(leader: Leader) -> None:
+        leader.check()
+        await unknown.write_off(clock() - hours * 3600, check=leader.check)
 
     return run
 

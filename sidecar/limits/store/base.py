@@ -65,6 +65,9 @@ class LimitStore(Protocol):
     async def spent(self, keys: Sequence[str]) -> dict[str, int]:
         """Counters as they stand, holds included; missing ones are 0."""
 
+    async def counters(self) -> list[str]:
+        """Every budget counter there is, by key."""
+
     async def renew(self, exchange_ids: Sequence[str], lease_s: float, now: float | None = None) -> list[str]:
         """Live owners keep their slots and holds. Returns those the store does not know. Called even with none: it is
         the sign that somebody watches (see `reap`)."""

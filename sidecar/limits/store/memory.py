@@ -289,6 +289,9 @@ class MemoryStore:
     async def spent(self, keys: Sequence[str]) -> dict[str, int]:
         return {key: self._counters[key].nano if key in self._counters else 0 for key in keys}
 
+    async def counters(self) -> list[str]:
+        return list(self._counters)
+
     async def renew(self, exchange_ids: Sequence[str], lease_s: float, now: float | None = None) -> list[str]:
         return []
 

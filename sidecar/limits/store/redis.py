@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -159,6 +160,16 @@ class RedisStore:
             return {}
         found = await self._link.call(pack([b"MGET", *(_bytes(self._key("b:" + k)) for k in keys)]))
         return {key: int(value or 0) for key, value in zip(keys, found, strict=True)}
+
+    async def counters(self) -> list[str]:
+        head = self._key("b:").encode()
+        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", head) + b"*"
+        cursor, found = b"0", set()
+        while True:
+            cursor, page = await self._link.call(pack([b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"1000"]))
+            found.update(page)
+            if cursor == b"0":
+                return sorted(name[len(head) :].decode() for name in found)
 
     async def renew(self, exchange_ids: Sequence[str], lease_s: float, now: float | None = None) -> list[str]:
         keys = [self._key("leases"), self._key("guard")]

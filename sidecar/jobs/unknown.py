@@ -1,0 +1,144 @@
+"""Attempts a provider may have billed and nobody knows for how much: resolved by hand, or written off after a while.
+
+`sidecar spend resolve` and the job `write_off_unknown` use it. Rules: rows are appended, never changed – one that takes
+the held cost back (`unknown`, negative), one with the real cost; counters that stood before follow, once, and one that
+is seeded later reads the new rows anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import tzinfo
+from typing import Literal
+
+from sidecar.errors import ConflictError, NotFoundError
+from sidecar.identity.row import member_id
+from sidecar.limits.claims import Claims
+from sidecar.limits.store.base import LimitStore
+from sidecar.limits.windows import BudgetWindow, bounds
+from sidecar.spend.ledger import Ledger
+from sidecar.types import Budget, SpendRecord, Usage
+
+BATCH = 500
+_DAYS = "SELECT DISTINCT day_at FROM spend_daily WHERE dimension = 'all' AND unknown_nano <> 0 AND day_at < :before"
+_OPEN = (
+    "SELECT exchange_id FROM spend WHERE at >= :since AND at < :until AND status = 'unknown'"
+    " GROUP BY exchange_id, attempt HAVING sum(cost_nano) <> 0 ORDER BY exchange_id LIMIT :limit"
+)
+_DAY = 86_400_000_000
+
+
+class Unknown:
+    """`store` is where budgets are counted; `None` if that is in the memory of others."""
+
+    def __init__(self, ledger: Ledger, store: LimitStore | None, *, zone: tzinfo) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._zone = zone
+        self._turn = asyncio.Lock()
+
+    async def resolve(self, exchange_id: str, cost_nano: int, *, attempt: int | None = None) -> list[SpendRecord]:
+        """What one attempt really cost, found out by a human. The corrections. Raises `NotFoundError`,
+        `ConflictError` (several attempts are unknown: name one), `UnavailableError`."""
+        rows = await self._ledger.rows_of(exchange_id)
+        unknown = sorted({row.attempt for row in rows if attempt in (None, row.attempt)} & _unknown(rows).keys())
+        if not unknown:
+            raise NotFoundError(f"Exchange {exchange_id} has no attempt of unknown cost.")
+        if len(unknown) > 1:
+            numbers = ", ".join(map(str, unknown))
+            raise ConflictError(f"Exchange {exchange_id} has several attempts of unknown cost: name one of {numbers}.")
+        return await self._correct(rows, unknown, cost_nano, "settled")
+
+    async def write_off(self, before_at: float, *, check: Callable[[], object] = lambda: None) -> int:
+        """Every unknown cost of attempts before `before_at` becomes $0, estimated. How many exchanges."""
+        import sqlalchemy as sa
+
+        before, done = int(before_at * 1_000_000), 0
+        async with self._ledger.connection() as connection:
+            days = [int(day) for (day,) in await connection.execute(sa.text(_DAYS), {"before": before})]
+        seen: set[str] = set()
+        for day in sorted(days):
+            while True:
+                values = {"since": day, "until": min(day + _DAY, before), "limit": BATCH}
+                async with self._ledger.connection() as connection:
+                    names = [name for (name,) in await connection.execute(sa.text(_OPEN), values)]
+                fresh = [name for name in dict.fromkeys(names) if name not in seen]
+                seen.update(fresh)
+                for name in fresh:
+                    check()
+                    rows = await self._ledger.rows_of(name)
+                    await self._correct(rows, sorted(_unknown(rows)), 0, "estimated")
+                    done += 1
+                if len(names) < BATCH or not fresh:
+                    break
+        return done
+
+    async def _correct(
+        self,
+        rows: Sequence[SpendRecord],
+        attempts: Sequence[int],
+        cost_nano: int,
+        status: Literal["settled", "estimated"],
+    ) -> list[SpendRecord]:
+        async with self._turn:
+            windows = await self._windows(rows[0]) if rows else ()
+            made: list[SpendRecord] = []
+            unknown = _unknown(rows)
+            for number in attempts:
+                last = max((row for row in rows if row.attempt == number), key=lambda row: row.revision)
+                back = replace(
+                    last, revision=last.revision + 1, status="unknown", cost_nano=-unknown[number], usage=Usage()
+                )
+                made += [back, replace(back, revision=last.revision + 2, status=status, cost_nano=cost_nano)]
+            await self._ledger.insert(made)
+            # Somebody else may have been faster, with another figure: what stands is what counts.
+            wanted = {(row.attempt, row.revision) for row in made}
+            standing = [
+                row for row in await self._ledger.rows_of(made[0].exchange_id) if (row.attempt, row.revision) in wanted
+            ]
+            if self._store is not None and windows:
+                for row in standing:
+                    name = f"{row.exchange_id}.{row.attempt}.{row.revision}"
+                    await self._store.charge(name, Claims((), (), (), windows), row.cost_nano)
+            return standing
+
+    async def _windows(self, row: SpendRecord) -> tuple[BudgetWindow, ...]:
+        """The counters that count this row, of those that stand now: later ones are seeded with its corrections."""
+        if self._store is None:
+            return ()
+        found = (_window(key, self._zone) for key in await self._store.counters())
+        whose = _scopes(row)
+        return tuple(w for w in found if (w.kind, w.scope_id) in whose and w.start_at <= row.at < w.end_at)
+
+
+def _unknown(rows: Sequence[SpendRecord]) -> dict[int, int]:
+    """Nano-dollars still unknown, by attempt."""
+    found: dict[int, int] = {}
+    for row in rows:
+        if row.status == "unknown":
+            found[row.attempt] = found.get(row.attempt, 0) + row.cost_nano
+    return {number: nano for number, nano in found.items() if nano}
+
+
+def _scopes(row: SpendRecord) -> set[tuple[str, str]]:
+    named = {
+        "key": row.key_hash,
+        "user": row.user_id,
+        "team": row.team_id,
+        "organization": row.organization_id,
+        "end_user": row.end_user_id,
+        "member": member_id(row.team_id, row.user_id) if row.team_id and row.user_id else None,
+    }
+    found = {(kind, name) for kind, name in named.items() if name}
+    return found | {("tag", name) for name in row.tags} | {("global", "")}
+
+
+def _window(key: str, zone: tzinfo) -> BudgetWindow:
+    """`kind:scope_id:duration:start`, as `limits.windows` writes it."""
+    head, duration, start = key.rsplit(":", 2)
+    kind, _, scope_id = head.partition(":")
+    budget = Budget(0, None if duration == "life" else duration, anchor_at=float(start))
+    begin, end = bounds(budget, float(start), zone)
+    return BudgetWindow(key, kind, "" if kind == "global" else scope_id, begin, end, 0)
