@@ -32,29 +32,26 @@ class Fleet:
         return [child for child in found if "multiprocessing.spawn" in _command(child)]
 
     async def kill_one(self, draw: random.Random) -> None:
-        """`kill -9` of any worker of any gateway. Its supervisor starts another."""
-        number = draw.randrange(len(self.running))
+        """`kill -9` of any worker of any gateway whose workers all serve. Its supervisor starts another."""
+        await eventually(lambda: any(map(self._serves, range(len(self.running)))), 120, self._state)
+        number = draw.choice([number for number in range(len(self.running)) if self._serves(number)])
         running = self.running[number]
         victim = draw.choice(self.workers_of(running))
         self.wanted[number] = started(running) + 1
         victim.kill()
         self.kills += 1
 
-    async def is_whole(self, timeout_s: float = 90) -> None:
-        """Who was killed has a successor that listens."""
+    async def is_whole(self) -> None:
+        """Who was killed has a successor that serves."""
+        await eventually(lambda: all(map(self._serves, range(len(self.running)))), 120, self._state)
 
-        def is_up() -> bool:
-            return all(
-                started(one) >= wanted and len(self.workers_of(one)) == count
-                for one, wanted, count in zip(self.running, self.wanted, self.workers, strict=True)
-            )
+    def _serves(self, number: int) -> bool:
+        return started(self.running[number]) >= self.wanted[number]
 
-        def state() -> str:
-            pids = [[worker.pid for worker in self.workers_of(one)] for one in self.running]
-            tails = [one.output.read_text(errors="replace")[-2000:] for one in self.running if one.output]
-            return f"workers: {self.wanted} starts wanted; {pids}\n" + "\n---\n".join(tails)
-
-        await eventually(is_up, timeout_s, state)
+    def _state(self) -> str:
+        pids = [[worker.pid for worker in self.workers_of(one)] for one in self.running]
+        tails = [one.output.read_text(errors="replace")[-2000:] for one in self.running if one.output]
+        return f"workers: {self.wanted} starts wanted; {pids}\n" + "\n---\n".join(tails)
 
     async def query(self, text: str, *values: Any) -> list[Any]:
         connection = await asyncpg.connect(self.database_url, timeout=30)

@@ -108,7 +108,7 @@ async def test_no_row_is_lost_or_doubled_over_kills(
                 break
             await asyncio.sleep(draw.random() / 2)
             await gateways.kill_one(draw)
-            await gateways.is_whole()
+        await gateways.is_whole()
         clients.is_over = True
         await load
         await every_call_has_its_rows(gateways, clients, asked(faults))
