@@ -2,9 +2,9 @@
 flight. First Redis is frozen with SIGSTOP, then PostgreSQL, each for `PROMISE_9_SECONDS`.
 
 While Redis is frozen: 503 `limit_store_unavailable` by the policy `closed`, or answers by the policy `open`; never 401.
-While PostgreSQL is frozen: known keys are served, unknown ones and the management API get 503. In both: after the first
-deadline refusals come at once, streams that run end whole, liveness and readiness answer. Afterwards everything works
-unaided, every whole answer has exactly one row, and counters agree with the rows.
+While PostgreSQL is frozen: known keys are served (for `auth.key_cache_s`), unknown ones and the management API get 503.
+In both: after the first deadline refusals come at once, streams that run end whole, liveness and readiness answer.
+Afterwards everything works unaided, every whole answer has exactly one row, and counters agree with the rows.
 """
 
 from __future__ import annotations
@@ -166,9 +166,10 @@ async def two_gateways(
     tmp_path: Path, faults: FaultProvider, postgres_url: str, redis: LocalServer, *, on_failure: str, **top: Any
 ) -> AsyncIterator[Fleet]:
     store = {"on_failure": on_failure, "deadline_s": DEADLINE_S}
+    auth = {"master_key": MASTER, "key_cache_s": 2 * SECONDS + 60}
     async with fleet(
         tmp_path, faults.base_url, database_url=postgres_url, redis_url=redis.url, workers=(1, 1),
-        top={"spend": {"flush_s": 0.2}, **top}, store=store,
+        top={"spend": {"flush_s": 0.2}, "auth": auth, **top}, store=store,
     ) as gateways:  # fmt: skip
         yield gateways
 
