@@ -151,6 +151,7 @@ async def test_twelve_workers_share_twenty_connections(
         load = Load(gateways, keys, random.Random(27))
         running = asyncio.ensure_future(load.run(small))
         await asyncio.wait({running}, timeout=SECONDS)
+        await eventually(lambda: load.statuses["chat", 200] > 100 or running.done(), 120, lambda: "100 chats")
         load.is_over = True
         await running
 
