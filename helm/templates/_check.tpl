@@ -58,7 +58,10 @@ in URLs, by the part before the @. Recursive; arguments: at, key, value, isHeade
 {{- end -}}
 {{- else if kindIs "string" .value -}}
 {{- $name := $key | lower | replace "-" "_" -}}
-{{- $isCredential := regexMatch "(_key|_key_id|_secret|_token|_password|_credentials|^password|^secret)$" $name -}}
+{{- $isCredential := regexMatch "(_key|_key_id|_secret|_token|_password|_credentials|^password|^secret|^webhook)$" $name -}}
+{{- if hasSuffix ".webhook.url" .at -}}
+{{- $isCredential = true -}}
+{{- end -}}
 {{- if $isHeader -}}
 {{- $isCredential = regexMatch "(key|secret|token|password|authorization|cookie)$" $name -}}
 {{- else if eq $name "client_key" -}}

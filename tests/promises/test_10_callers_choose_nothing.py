@@ -159,7 +159,7 @@ async def test_no_field_of_the_body_has_an_effect(
         payload = body(model) | place(name, attack.value(name))
         answer = await gateway.chat(key, payload)
         answers[answer.status_code] = answers.get(answer.status_code, 0) + 1
-        assert answer.status_code in (200, 400), (payload, answer.text)
+        assert answer.status_code in (200, 400, 404), (payload, answer.text)
         if depth == 1 and name in REFUSED:
             assert answer.status_code == 400, payload
             error = answer.json()["error"]
@@ -274,7 +274,7 @@ async def test_the_rest_of_a_wildcard_name_goes_into_the_body_alone(
         ):  # fmt: skip
             faults.reset()
             answer = await gateway.chat(key, body(f"any/{rest}"))
-            assert answer.status_code in (200, 400), answer.text
+            assert answer.status_code in (200, 400, 404), answer.text
             assert len(faults.requests) == (answer.status_code == 200)
             for seen in faults.requests:
                 assert head_of(seen) == head
