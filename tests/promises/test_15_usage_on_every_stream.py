@@ -18,15 +18,15 @@ from sidecar.simulated import serve
 from sidecar.translate import PROVIDERS
 from tests.faults.provider import COMPLETION_TOKENS, PROMPT_TOKENS, WORDS, stream_events
 from tests.promises.support import PROVIDER_KEY, Running, body, served
-from tests.translate.dialects import OPENAI, dialect_of
+from tests.translate.dialects import DISTINCT, OPENAI, dialect_of
 from tests.translate.dialects.base import Dialect
 
 pytestmark = pytest.mark.anyio
 
 TOTAL = PROMPT_TOKENS + COMPLETION_TOKENS
 CALL_USD = (PROMPT_TOKENS * 1 + COMPLETION_TOKENS * 2) / 1e6
-SAME_DIALECT = [name for name, provider in PROVIDERS.items() if provider.is_same_dialect]
-OTHERS = [name for name, provider in PROVIDERS.items() if not provider.is_same_dialect]
+SAME_DIALECT = [name for name, provider in DISTINCT.items() if provider.is_same_dialect]
+OTHERS = [name for name, provider in DISTINCT.items() if not provider.is_same_dialect]
 UNASKED = [{}, {"stream_options": {}}, {"stream_options": None}, {"stream_options": {"include_usage": False}}]
 ASKED = {"stream_options": {"include_usage": True}}
 
@@ -72,7 +72,7 @@ async def every(scripted: tuple[Scripted, str], tmp_path_factory: pytest.TempPat
             "name": name,
             "deployments": [{"provider": name, "model": f"{name}-1", **deployment, **dialect_of(name).options}],
         }
-        for name in PROVIDERS
+        for name in DISTINCT
     ]
     async with served(tmp_path_factory.mktemp("every"), scripted[1], top={"models": models}) as running:
         yield running
@@ -212,7 +212,7 @@ async def test_a_translated_stream_has_a_usage_chunk_exactly_if_it_was_asked_for
 
 
 @pytest.mark.parametrize("options", [{}, ASKED], ids=["unasked", "asked"])
-@pytest.mark.parametrize("name", ["openai", "vllm", *OTHERS])
+@pytest.mark.parametrize("name", ["openai", "together", *OTHERS])
 async def test_where_the_provider_tells_no_usage_the_row_is_labelled_and_the_client_is_told_none(
     every: Running, provider: Scripted, name: str, options: dict[str, Any]
 ) -> None:

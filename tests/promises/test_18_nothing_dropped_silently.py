@@ -15,7 +15,7 @@ from sidecar.translate import PROVIDERS
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS
 from tests.faults.provider import FaultProvider
 from tests.promises.support import PROVIDER_KEY, Running, served
-from tests.translate.dialects import dialect_of
+from tests.translate.dialects import DISTINCT, dialect_of
 
 pytestmark = pytest.mark.anyio
 
@@ -100,7 +100,7 @@ async def every(provider_of_file: FaultProvider, tmp_path_factory: pytest.TempPa
                 }
             ],
         }
-        for name, provider in PROVIDERS.items()
+        for name, provider in DISTINCT.items()
         for drops in (False, True)
     ]  # fmt: skip
     async with served(tmp_path_factory.mktemp("every"), url, top={"models": models}) as running:
@@ -136,7 +136,7 @@ async def sent(gateway: Running, faults: FaultProvider, key: str, payload: dict[
     return answer, {"": seen.target, **seen.json(), **fields}
 
 
-@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("name", DISTINCT)
 async def test_each_field_reaches_the_provider_or_is_refused_by_name(
     every: Running, faults: FaultProvider, name: str
 ) -> None:
@@ -172,7 +172,7 @@ async def test_each_field_reaches_the_provider_or_is_refused_by_name(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("name", [name for name, provider in PROVIDERS.items() if provider.unsupported])
+@pytest.mark.parametrize("name", [name for name, provider in DISTINCT.items() if provider.unsupported])
 async def test_what_policy_drops_is_named_in_the_answer_and_in_the_row(
     every: Running, faults: FaultProvider, name: str, stream: bool
 ) -> None:
@@ -194,7 +194,7 @@ async def test_what_policy_drops_is_named_in_the_answer_and_in_the_row(
     assert sorted(row["dropped"] for row in rows) == sorted([[], *([field] for field in unsupported), unsupported])
 
 
-@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("name", DISTINCT)
 async def test_a_field_openai_does_not_have_is_passed_refused_or_named_too(
     every: Running, faults: FaultProvider, name: str
 ) -> None:

@@ -18,6 +18,7 @@ from tests.faults.provider import Fault, FaultProvider, fault_provider
 from tests.promises.error_table import CASES, FAMILIES, Case, Said
 from tests.promises.sizes import measured
 from tests.promises.support import PROVIDER_KEY, Running, served
+from tests.translate.dialects import DISTINCT
 
 pytestmark = pytest.mark.anyio
 
@@ -80,7 +81,7 @@ async def provider(anyio_backend: str) -> AsyncIterator[FaultProvider]:
 @pytest.fixture(scope="module")
 async def gateway(provider: FaultProvider, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
     top = {
-        "models": [{"name": name, "deployments": [place(name, provider.base_url)]} for name in PROVIDERS],
+        "models": [{"name": name, "deployments": [place(name, provider.base_url)]} for name in DISTINCT],
         "routing": {"retries": 0, "cooldown_s": 0.001},
     }
     async with served(tmp_path_factory.mktemp("gateway"), provider.base_url, top=top) as running:
@@ -126,7 +127,7 @@ def assert_kept(name: str, case: Case, said: Said, error: openai.APIStatusError)
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["unstreamed", "streamed"])
-@pytest.mark.parametrize("name", sorted(PROVIDERS))
+@pytest.mark.parametrize("name", sorted(DISTINCT))
 async def test_status_type_code_wait_and_refuser_arrive(
     gateway: Running, provider: FaultProvider, name: str, is_stream: bool
 ) -> None:
@@ -140,7 +141,7 @@ async def test_status_type_code_wait_and_refuser_arrive(
         assert len(provider.requests) == 1, f"{name}: {case.name}: {error}"
         assert_kept(name, case, said, error)
     if name == "openai":
-        measured(21, f"{len(CASES)} errors, {len(PROVIDERS)} providers")
+        measured(21, f"{len(CASES)} errors, {len(DISTINCT)} providers")
     await client.close()
 
 

@@ -10,7 +10,7 @@ import pytest
 from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
 from sidecar.translate import PROVIDERS, Head, get_provider
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS, SMUGGLING_FIELDS, Provider, StreamTranslator, check_provider
-from tests.translate.dialects import DIALECTS, dialect_of
+from tests.translate.dialects import DIALECTS, DISTINCT, dialect_of
 from tests.translate.support import OK, USER, WEATHER, call_to, events, fold, run, unfold
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,7 +76,7 @@ DECLINED: dict[tuple[str, str], str] = {}
 
 MATRIX = [
     pytest.param(provider, case, id=f"{name}-{case}")
-    for name, provider in PROVIDERS.items()
+    for name, provider in DISTINCT.items()
     for case in CASES
     if (name, case) not in DECLINED
 ]
@@ -164,7 +164,7 @@ def test_a_truncated_stream_raises_and_never_ends_in_done(provider: Provider, ca
             assert all(chunk["choices"][0]["finish_reason"] is None for chunk in events(out))
 
 
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_usage_is_obtained_and_hidden_from_a_client_who_did_not_ask(provider: Provider) -> None:
     if provider.is_same_dialect and not provider.forces_usage:  # type: ignore[attr-defined]
         assert "stream_options" not in json.loads(provider.request(call_to(provider, {"stream": True})).body)
@@ -179,7 +179,7 @@ def test_usage_is_obtained_and_hidden_from_a_client_who_did_not_ask(provider: Pr
     assert chunks[-2]["usage"]["total_tokens"] > 0
 
 
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_content_starts_with_the_first_content_and_not_with_the_role(provider: Provider) -> None:
     call, pieces = exchange(provider, "text", is_stream=True)
     translator = provider.stream(call, head_of(provider))
@@ -208,7 +208,7 @@ BODIES = {
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 @pytest.mark.parametrize("status", [302, 400, 401, 429, 500, 503, 529, 599])
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_any_error_body_gives_a_valid_openai_error(provider: Provider, status: int, body: bytes) -> None:
     error = provider.error(call_to(provider), Head(status), body)
     assert isinstance(error, ProviderError)
@@ -222,7 +222,7 @@ def test_any_error_body_gives_a_valid_openai_error(provider: Provider, status: i
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_a_success_that_is_none_is_an_upstream_error(provider: Provider, body: bytes) -> None:
     with pytest.raises((UpstreamBrokenError, ProviderError)):
         provider.response(call_to(provider), OK, body)
@@ -231,7 +231,7 @@ def test_a_success_that_is_none_is_an_upstream_error(provider: Provider, body: b
         run(translator, body)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_a_stream_that_ends_properly_but_says_nothing_is_broken(provider: Provider) -> None:
     """Promise 5."""
     for body in dialect_of(provider).empty_streams:
@@ -239,7 +239,7 @@ def test_a_stream_that_ends_properly_but_says_nothing_is_broken(provider: Provid
             run(provider.stream(call_to(provider, {"stream": True}), head_of(provider)), body)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_an_error_event_in_a_stream_is_raised_after_the_content_before_it(provider: Provider) -> None:
     call = call_to(provider, {"stream": True}, model="sim-error")
     stream = b"".join(dialect_of(provider).pieces(provider.request(call)))
@@ -315,7 +315,7 @@ def test_the_field_values_cover_every_openai_field_of_the_installed_sdk() -> Non
 
 
 @pytest.mark.parametrize("field", sorted(OPENAI_CHAT_FIELDS))
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_every_openai_field_is_sent_or_refused_by_name_and_dropped_only_by_policy(
     provider: Provider, field: str
 ) -> None:
@@ -337,7 +337,7 @@ def test_every_openai_field_is_sent_or_refused_by_name_and_dropped_only_by_polic
             assert request != without
 
 
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_an_unknown_field_is_passed_in_the_same_dialect_and_refused_elsewhere(provider: Provider) -> None:
     payload = {"frobnicate": {"a": [1, 2]}}
     if provider.passes_unknown:
@@ -350,7 +350,7 @@ def test_an_unknown_field_is_passed_in_the_same_dialect_and_refused_elsewhere(pr
 
 
 @pytest.mark.parametrize("field", sorted(SMUGGLING_FIELDS))
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_a_request_cannot_choose_destination_or_credential(provider: Provider, field: str) -> None:
     """Promise 10. Not even the drop policy lets such a field through unnoticed."""
     for drop_params in (False, True):
@@ -361,7 +361,7 @@ def test_a_request_cannot_choose_destination_or_credential(provider: Provider, f
 
 
 @pytest.mark.parametrize("field", sorted(SMUGGLING_FIELDS))
-@pytest.mark.parametrize("provider", PROVIDERS.values(), ids=PROVIDERS)
+@pytest.mark.parametrize("provider", DISTINCT.values(), ids=DISTINCT)
 def test_no_field_at_any_depth_reaches_the_path_or_the_headers(provider: Provider, field: str) -> None:
     tool = {**WEATHER, "function": {**WEATHER["function"], "parameters": {"type": "object", "properties": {field: {}}}}}
     plain, smuggled = (provider.request(call_to(provider, payload)) for payload in ({}, {"tools": [tool]}))

@@ -9,7 +9,6 @@ import pytest
 
 from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
 from sidecar.translate import Call, Head, get_provider
-from sidecar.translate.compatible import VENDORS
 from sidecar.translate.providers.openai import output_cap_name
 from sidecar.types import Usage
 from tests.translate.support import OK, events, make_call, run, sent
@@ -317,14 +316,6 @@ def test_what_looks_like_a_credential_is_blanked(said: str, status: int) -> None
     message = OPENAI.error(make_call(), Head(status), json.dumps({"error": {"message": said}}).encode()).message
     assert "canary" not in message
     assert "abcdefghijklmnop" not in message
-
-
-@pytest.mark.parametrize("vendor", VENDORS, ids=lambda vendor: vendor.name)
-def test_vendor_rows_are_whole(vendor: Any) -> None:
-    assert vendor.docs_url.startswith("https://")
-    assert vendor.base_url is None or vendor.base_url.startswith(("https://", "http://127.0.0.1:"))
-    if vendor.base_url is not None and vendor.base_url.startswith("https://"):
-        assert vendor.api_key_env == f"{vendor.name.removesuffix('_nim').upper()}_API_KEY"
 
 
 def test_streamed_events_parse_with_the_official_sdk() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sidecar.translate import PROVIDERS, Provider
+from sidecar.translate.compatible import COMPATIBLE, shape_of
 from tests.translate.dialects.anthropic import AnthropicMessages
 from tests.translate.dialects.base import Dialect
 from tests.translate.dialects.bedrock import Converse, InvokeClaude, SageMakerChat
@@ -25,6 +26,20 @@ DIALECTS: Mapping[str, Dialect] = {
     "vertex": VertexContents(),
 }
 """Of the providers that do not speak OpenAI's dialect, or frame it otherwise, by name."""
+
+
+def _distinct() -> dict[str, Provider]:
+    first_of_shape = {shape_of(row.vendor): name for name, row in reversed(COMPATIBLE.items())}
+    return {
+        name: provider
+        for name, provider in PROVIDERS.items()
+        if name not in COMPATIBLE or first_of_shape[shape_of(COMPATIBLE[name].vendor)] == name
+    }
+
+
+DISTINCT: Mapping[str, Provider] = _distinct()
+"""All providers but compatible vendors whose rows say of translating what an earlier row says too: what is true of that
+one is true of them. `test_compatible` runs over all rows."""
 
 
 def dialect_of(provider: Provider | str) -> Dialect:
