@@ -63,10 +63,16 @@ def read_environment(env: Mapping[str, str]) -> Overrides:
     return found
 
 
+_OTHERS_TOKENS = frozenset({"GITHUB_TOKEN", "HF_TOKEN"})
+"""Variables that are set for other purposes: nobody meant them to open models to whoever calls this gateway."""
+
+
 def provider_keys(env: Mapping[str, str]) -> dict[str, Secret]:
-    """provider → key, for each provider whose variable (`OPENAI_API_KEY`, …) is set."""
+    """provider → key, for each provider whose variable (`OPENAI_API_KEY`, …) is set, and needs nothing else."""
     keys: dict[str, Secret] = {}
     for provider in PROVIDERS.values():
+        if provider.api_key_env in _OTHERS_TOKENS or provider.needs_options:
+            continue
         text = env.get(provider.api_key_env, "").strip() if provider.api_key_env else ""
         if text and provider.default_base_url is not None:
             keys[provider.name] = Secret(text)
