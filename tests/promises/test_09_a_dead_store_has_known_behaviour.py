@@ -32,7 +32,8 @@ from tests.servers.redis import LocalServer
 
 pytestmark = pytest.mark.anyio
 SECONDS = size("PROMISE_9_SECONDS", 6, full=60)
-DEADLINE_S = 0.5
+DEADLINE_S = 1.5
+"""Three times the default: what is shown is that nothing waits for ever, not that a busy machine is quick."""
 PATIENCE_S = 12.0
 """Far above every deadline, far below a frozen minute: an answer that takes longer is taken for one that hung."""
 
@@ -226,6 +227,7 @@ async def test_redis_frozen_then_postgres_frozen(
         seen_redis = dict(load.statuses)
         redis_back = await works_again(gateways, key)
 
+        await asyncio.sleep(2 * DEADLINE_S)  # who waited for Redis to the last has been told
         began = time.monotonic()
         load.statuses.clear()
         async with frozen_postgres(postgres_url):
@@ -250,7 +252,7 @@ async def test_redis_frozen_then_postgres_frozen(
     # Whoever was refused was told why and when to come again; nobody was taken for a stranger.
     assert set(seen_redis) <= {(200, ""), (503, "limit_store_unavailable")}
     assert seen_redis[503, "limit_store_unavailable"] > 2 * 8, "the breaker refuses at once, so many were refused"
-    assert set(seen_postgres) == {(200, "")}, "what is known is served without the database"
+    assert set(seen_postgres) == {(200, "")}, f"what is known is served without the database: {seen_postgres}"
     assert max(redis_slowest, postgres_slowest, quick) < PATIENCE_S
     assert probe.count > 20
     refused, served = seen_redis[503, "limit_store_unavailable"], seen_postgres[200, ""]
