@@ -48,9 +48,11 @@ class SqliteWriter:
                     await connection.exec_driver_sql(_FILL, list(rows))
                     for step in _STEPS:
                         await connection.exec_driver_sql(step)
-                except BaseException:
+                except Exception:
                     await connection.exec_driver_sql("ROLLBACK")
                     raise
+                # After a cancellation SQLAlchemy closes the connection, which rolls back; to ask for it would fail, and
+                # the failure would hide the cancellation.
                 await connection.exec_driver_sql("COMMIT")
         except (UnavailableError, OverflowError, UnicodeEncodeError) as error:
             cause = error.__cause__ if isinstance(error, UnavailableError) else error

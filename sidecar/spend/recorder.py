@@ -137,9 +137,9 @@ class Recorder:
     async def aclose(self, *, timeout_s: float = 10.0) -> None:
         """Ship what can be shipped within the time; the rest stays in the journal for the next process."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        while task is not None and not task.done():
+            task.cancel()  # and again: a driver may take one for its own trouble
+            await asyncio.wait({task}, timeout=1.0)
         try:
             async with asyncio.timeout(timeout_s):
                 await self.flush()
