@@ -213,7 +213,11 @@ class _Answer:
 
     async def _piece(self, stream: StreamTranslator, body: bytes, more: bool) -> None:
         attempt = self._attempt
-        out = stream.feed(body) if body else b""
+        try:
+            out = stream.feed(body) if body else b""
+        except UpstreamError:
+            attempt.usage = stream.usage  # of what came before, in this piece too
+            raise
         if out:
             attempt.events_seen += out.count(b"data:")
             if not attempt.content_started and stream.content_started:
