@@ -140,6 +140,12 @@ class Splitter(Protocol):
     def flush(self) -> Event | None: ...
 
 
+def opening(first: bytes) -> bytes:
+    """The role's own delta, said before the first other one: OpenAI begins text with an empty string and tool calls
+    with null, so that a tool-only stream folds to the null of the unstreamed answer."""
+    return b'{"role":"assistant","content":%s}' % (b'""' if first.startswith(b'{"content":') else b"null")
+
+
 class StreamTranslator:
     """One stream: bytes in, the client's bytes out. A provider writes `on_event` and `on_end`.
 

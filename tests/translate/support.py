@@ -75,7 +75,7 @@ def fold(stream: bytes) -> dict[str, Any]:
     assert chunks.count("[DONE]") == 1
     chunks = chunks[:-1]
     assert len({(chunk["id"], chunk["created"], chunk["object"]) for chunk in chunks}) == 1
-    message: dict[str, Any] = {"role": None, "content": "", "reasoning_content": "", "thinking_blocks": []}
+    message: dict[str, Any] = {"role": None, "content": None, "reasoning_content": "", "thinking_blocks": []}
     tools: list[dict[str, Any]] = []
     finishes: list[str] = []
     usage = None
@@ -87,7 +87,8 @@ def fold(stream: bytes) -> dict[str, Any]:
             assert not finishes, "nothing follows the finish reason"
             delta = choice["delta"]
             message["role"] = delta.get("role", message["role"])
-            message["content"] += delta.get("content") or ""
+            if delta.get("content") is not None:
+                message["content"] = (message["content"] or "") + delta["content"]
             message["reasoning_content"] += delta.get("reasoning_content") or ""
             message["thinking_blocks"] += delta.get("thinking_blocks") or []
             for tool in delta.get("tool_calls") or []:
@@ -119,7 +120,7 @@ def unfold(answer: bytes) -> dict[str, Any]:
 
 def normal(message: dict[str, Any], tools: list[dict[str, Any]], finish: str, usage: Any) -> dict[str, Any]:
     return {
-        "content": message.get("content") or "",
+        "content": message.get("content"),  # null, not "", where only tools are called
         "reasoning": message.get("reasoning_content") or "",
         "thinking_blocks": message.get("thinking_blocks") or [],
         "tools": [{**tool, "arguments": json.loads(tool["arguments"])} for tool in tools],

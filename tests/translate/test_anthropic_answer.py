@@ -402,3 +402,30 @@ def test_an_empty_answer_is_an_empty_string() -> None:
     plain = unfold(ANTHROPIC.response(make_call(), OK, message()).body)
     assert plain["content"] == ""
     assert plain["finish"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        ([{"type": "thinking", "thinking": "hm", "signature": "c2ln"}], ""),
+        ([], ""),
+        ([{"type": "text", "text": ""}], ""),
+        ([{"type": "tool_use", "id": "t", "name": "weather", "input": {}}], None),
+        (
+            [
+                {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
+                {"type": "tool_use", "id": "t", "name": "weather", "input": {}},
+            ],
+            None,
+        ),
+        (
+            [{"type": "tool_use", "id": "t", "name": "weather", "input": {}}, {"type": "text", "text": "so"}],
+            "so",
+        ),
+    ],
+)
+def test_content_is_null_only_where_tools_are_called_streamed_or_not(content: list[Any], shown: str | None) -> None:
+    blocks = [part for index, given in enumerate(content) for part in block(index, given)]
+    streamed = fold(stream(START, *blocks, end("end_turn"), STOP)[0])
+    plain = unfold(ANTHROPIC.response(make_call(), OK, message(*content)).body)
+    assert (streamed["content"], plain["content"]) == (shown, shown)

@@ -147,6 +147,15 @@ def test_a_stream_cut_at_every_byte_gives_the_same_output(provider: Provider, ca
         assert translator.usage == single.usage
 
 
+@pytest.mark.parametrize(("provider", "case"), [p for p in MATRIX if p.values[1] in ("text", "tool call")])
+def test_a_stream_opens_as_openais_own_does(provider: Provider, case: str) -> None:
+    """Text with an empty string, tool calls alone with null."""
+    call, pieces = exchange(provider, case, is_stream=True)
+    first = next(events(run(provider.stream(call, head_of(provider)), *pieces)))
+    delta = first["choices"][0]["delta"]
+    assert delta.items() >= {"role": "assistant", "content": "" if case == "text" else None}.items()
+
+
 @pytest.mark.parametrize(("provider", "case"), MATRIX)
 def test_a_truncated_stream_raises_and_never_ends_in_done(provider: Provider, case: str) -> None:
     call, pieces = exchange(provider, case, is_stream=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sidecar.translate.framing import Event
-from sidecar.translate.provider import Call, StreamTranslator
+from sidecar.translate.provider import Call, StreamTranslator, opening
 from sidecar.translate.providers.anthropic_content import pack_blocks
 from sidecar.translate.providers.anthropic_request import json_tool_name, original_names, uses_json_tool
 from sidecar.translate.providers.openai import wants_usage
@@ -65,7 +65,9 @@ class AnthropicStream(StreamTranslator):
         "_blocks",
         "_call",
         "_cut",
+        "_has_content",
         "_has_json_content",
+        "_has_role",
         "_has_started",
         "_has_thinking",
         "_head",
@@ -93,12 +95,16 @@ class AnthropicStream(StreamTranslator):
         self._names = original_names(call.payload)
         self._tool_count = 0
         self._stop_reason: str | None = None
-        self._has_started = False
+        self._has_started = self._has_role = self._has_content = False
         self._head = b""
         self._wants_usage = wants_usage(call.payload)
 
     def _chunk(self, delta: bytes) -> bytes:
-        return b'%s,"choices":[{"index":0,"delta":%s,"logprobs":null,"finish_reason":null}]}\n\n' % (self._head, delta)
+        chunk = b'%s,"choices":[{"index":0,"delta":%s,"logprobs":null,"finish_reason":null}]}\n\n'
+        if self._has_role:
+            return chunk % (self._head, delta)
+        self._has_role = True
+        return chunk % (self._head, opening(delta)) + chunk % (self._head, delta)
 
     def on_event(self, event: Event) -> bytes:
         name, data, _ = event
@@ -147,7 +153,7 @@ class AnthropicStream(StreamTranslator):
         self._head = b"data: " + _encode(head)[:-1]
         self._has_started = True
         self._add_usage(message.get("usage"))
-        return self._chunk(b'{"role":"assistant","content":""}')
+        return b""  # the role is said with what follows
 
     def _on_block(self, event: _Event) -> bytes:
         start = event.content_block
@@ -205,7 +211,7 @@ class AnthropicStream(StreamTranslator):
     def _content(self, text: str | None) -> bytes:
         if not text:
             return b""
-        self.content_started = True
+        self.content_started = self._has_content = True
         return self._chunk(b'{"content":%s}' % _encode(text))
 
     def _thought(self, block: _Block, text: str | None) -> bytes:
@@ -271,6 +277,8 @@ class AnthropicStream(StreamTranslator):
             raise self.broken("ended the stream without a whole message")
         self.is_complete = True
         held = b"" if self._has_json_content else self._content("".join(self._held_text))
+        if not self._has_content and not self._tool_count:
+            held += self._chunk(b'{"content":""}')
         reason = finish_reason(self._stop_reason, self._tool_count > 0).encode()
         out = b'%s%s,"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"%s"}]}\n\n' % (
             held,

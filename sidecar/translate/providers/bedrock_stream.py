@@ -14,7 +14,7 @@ import msgspec
 
 from sidecar.translate.aws_events import AWSEventSplitter
 from sidecar.translate.framing import Event
-from sidecar.translate.provider import Call, StreamTranslator
+from sidecar.translate.provider import Call, StreamTranslator, opening
 from sidecar.translate.providers.anthropic_content import pack_blocks
 from sidecar.translate.providers.anthropic_request import json_tool_name
 from sidecar.translate.providers.bedrock_content import redacted_data
@@ -114,8 +114,8 @@ def _joined(blobs: list[str]) -> str:
 
 class BedrockStream(StreamTranslator):
     __slots__ = (
-        "_before", "_blocks", "_call", "_cut", "_has_json_content", "_has_thinking", "_head", "_held_text",
-        "_json_tool", "_names", "_said", "_stop_reason", "_tool_count", "_wants_usage",
+        "_before", "_blocks", "_call", "_cut", "_has_content", "_has_json_content", "_has_role", "_has_thinking",
+        "_head", "_held_text", "_json_tool", "_names", "_said", "_stop_reason", "_tool_count", "_wants_usage",
     )  # fmt: skip
 
     def __init__(self, provider: Bedrock, call: Call) -> None:
@@ -130,12 +130,17 @@ class BedrockStream(StreamTranslator):
         self._held_text: list[str] = []
         self._names = names_for(call)
         self._tool_count = 0
+        self._has_role = self._has_content = False
         self._stop_reason: str | None = None
         self._head = b""
         self._wants_usage = wants_usage(call.payload)
 
     def _chunk(self, delta: bytes) -> bytes:
-        return b'%s,"choices":[{"index":0,"delta":%s,"logprobs":null,"finish_reason":null}]}\n\n' % (self._head, delta)
+        chunk = b'%s,"choices":[{"index":0,"delta":%s,"logprobs":null,"finish_reason":null}]}\n\n'
+        if self._has_role:
+            return chunk % (self._head, delta)
+        self._has_role = True
+        return chunk % (self._head, opening(delta)) + chunk % (self._head, delta)
 
     def on_event(self, event: Event) -> bytes:
         name, data, _ = event
@@ -171,7 +176,7 @@ class BedrockStream(StreamTranslator):
             "model": shown_model(call),
         }
         self._head = b"data: " + _encode(head)[:-1]
-        return self._chunk(b'{"role":"assistant","content":""}')
+        return b""  # the role is said with what follows
 
     def _open(self, index: int, kind: str) -> _Block:
         block = self._blocks.get(index)
@@ -220,7 +225,7 @@ class BedrockStream(StreamTranslator):
     def _content(self, text: str) -> bytes:
         if not text:
             return b""
-        self.content_started = True
+        self.content_started = self._has_content = True
         return self._chunk(b'{"content":%s}' % _encode(text))
 
     def _on_delta(self, event: _DeltaEvent) -> bytes:
@@ -305,6 +310,8 @@ class BedrockStream(StreamTranslator):
             raise self.broken("ended the stream without a whole message")
         self.is_complete = True
         held = b"" if self._has_json_content else self._content("".join(self._held_text))
+        if not self._has_content and not self._tool_count:
+            held += self._chunk(b'{"content":""}')
         reason = finish_reason(self._stop_reason, self._tool_count > 0).encode()
         tier = openai_tier(event.serviceTier)
         out = b'%s%s,"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"%s"}]%s}\n\n' % (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sidecar.translate.framing import Event
-from sidecar.translate.provider import Call, StreamTranslator
+from sidecar.translate.provider import Call, StreamTranslator, opening
 from sidecar.translate.providers.gemini_answer import (
     Candidate,
     Chunk,
@@ -34,7 +34,7 @@ _encode = msgspec.json.encode
 
 
 class GeminiStream(StreamTranslator):
-    __slots__ = ("_audio_id", "_call", "_head", "_names", "_provider", "_turns", "_wants_usage")
+    __slots__ = ("_audio_id", "_call", "_head", "_names", "_opened", "_provider", "_spoken", "_turns", "_wants_usage")
 
     def __init__(self, provider: Gemini, call: Call) -> None:
         super().__init__(provider.name)
@@ -44,6 +44,8 @@ class GeminiStream(StreamTranslator):
         self._turns: dict[int, Turn] = {}
         self._head = b""
         self._audio_id = ""
+        self._opened: set[int] = set()
+        self._spoken: set[int] = set()  # has text, tool calls or audio
         self._wants_usage = wants_usage(call.payload)
 
     def on_event(self, event: Event) -> bytes:
@@ -77,7 +79,12 @@ class GeminiStream(StreamTranslator):
         self._head = b"data: " + _encode(head)[:-1]
 
     def _chunk(self, index: int, delta: bytes, probs: bytes = b"null") -> bytes:
-        return b'%s,"choices":[{"index":%d,"delta":%s,"logprobs":%s,"finish_reason":null}]}\n\n' % (
+        out = b""
+        if index not in self._opened:
+            self._opened.add(index)
+            out = self._chunk(index, opening(delta))
+        return b'%s%s,"choices":[{"index":%d,"delta":%s,"logprobs":%s,"finish_reason":null}]}\n\n' % (
+            out,
             self._head,
             index,
             delta,
@@ -88,9 +95,8 @@ class GeminiStream(StreamTranslator):
         index = candidate.index or 0
         out = b""
         turn = self._turns.get(index)
-        if turn is None:
+        if turn is None:  # its role is said with what follows
             turn = self._turns[index] = Turn(self.provider_name, self._call, self._names, index)
-            out = self._chunk(index, b'{"role":"assistant","content":""}')
         probs = b"null"
         if candidate.logprobsResult is not None:
             probs = _encode(logprobs(candidate.logprobsResult))
@@ -102,10 +108,13 @@ class GeminiStream(StreamTranslator):
                 continue
             if kind == "content":
                 delta = b'{"content":%s}' % _encode(value)
+                self._spoken.add(index)
             elif kind == "reasoning":
                 delta = b'{"reasoning_content":%s}' % _encode(value)
             else:
                 delta = _encode(self._delta(kind, value, number))
+                if kind != "image":
+                    self._spoken.add(index)
             self.content_started = True
             out += self._chunk(index, delta, probs)
             probs = b"null"
@@ -126,6 +135,8 @@ class GeminiStream(StreamTranslator):
     def on_end(self) -> bytes:
         out = b""
         for index, turn in sorted(self._turns.items()):
+            if index not in self._spoken:
+                out += self._chunk(index, b'{"content":""}')
             notes = turn.annotations()
             if notes:
                 out += self._chunk(index, _encode({"annotations": notes}))
