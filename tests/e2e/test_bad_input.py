@@ -1,5 +1,5 @@
 """Bad input gets the right 4xx in OpenAI's error form, naming the fault; nothing is called upstream, nothing is held or
-charged afterwards, and the log has no stack trace – with `sidecar serve` and mounted in an app.
+charged afterwards, and the log has no stack trace – with `sidecar serve`, mounted in an app, and in-process.
 """
 
 from __future__ import annotations
@@ -7,12 +7,14 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import pytest
 
+from tests.e2e.conftest import IN_PROCESS, running_as
 from tests.faults.provider import Fault, FaultProvider, chat_body, message_body
 from tests.promises.support import MODELS, Running, body, eventually
 
@@ -20,6 +22,14 @@ pytestmark = pytest.mark.anyio
 
 PATH = "/v1/chat/completions"
 DEEP = 100_000
+
+
+@pytest.fixture(scope="module", params=["serve", "mounted", "in-process"])
+async def gateway_of_file(
+    request: pytest.FixtureRequest, provider_of_file: FaultProvider, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Running]:
+    async with running_as(request.param, tmp_path_factory.mktemp("gateway"), provider_of_file.base_url) as running:
+        yield running
 
 
 @dataclass(frozen=True)
@@ -337,6 +347,19 @@ async def exchange(gateway: Running, head: str, pieces: int, piece: bytes, *, is
 @pytest.mark.parametrize("how", ["declared", "declared and sent", "chunked", "chunked without a key"])
 async def test_a_body_of_40_mb_is_refused(how: str, gateway: Running, faults: FaultProvider) -> None:
     key = await one_call_key(gateway)
+    if gateway.url == IN_PROCESS:
+        headers = {"authorization": f"Bearer {key}"} if "without" not in how else {}
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(BIG // 65536):
+                yield b"x" * 65536
+
+        content = pieces() if how.startswith("chunked") else b"x" * BIG
+        refused = await gateway.http.post(gateway.url + PATH, content=content, headers=headers)
+        expected = (401, "missing_api_key") if "without" in how else (413, "body_too_large")
+        assert (refused.status_code, refused.json()["error"]["code"]) == expected
+        await left_nothing(gateway, faults, key)
+        return
     piece = b"x" * 65536
     auth = f"authorization: Bearer {key}\r\n" if "without" not in how else ""
     if how.startswith("chunked"):
@@ -355,6 +378,12 @@ async def test_a_body_of_40_mb_is_refused(how: str, gateway: Running, faults: Fa
 @pytest.mark.parametrize("length", ["-1", "x", "1e3", "9" * 30, "0x10", "1,2"])
 async def test_a_nonsensical_length_is_refused(length: str, gateway: Running, faults: FaultProvider) -> None:
     key = await one_call_key(gateway)
+    if gateway.url == IN_PROCESS:
+        headers = {"authorization": f"Bearer {key}", "content-length": length}
+        refused = await gateway.http.post(gateway.url + PATH, content=VALID, headers=headers)
+        assert refused.status_code in (400, 413), refused.text
+        await left_nothing(gateway, faults, key)
+        return
     reader, writer = await asyncio.open_connection(*gateway.address)
     head = f"host: x\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n"
     writer.write(f"POST {gateway.prefix}{PATH} HTTP/1.1\r\n{head}".encode())
