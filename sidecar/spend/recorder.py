@@ -8,6 +8,7 @@ from the segments, never kept in memory; a segment goes only when all its rows a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -67,6 +68,7 @@ class Recorder:
         self._shipping = asyncio.Lock()
         self._adopted: dict[str, Adopted] = {}
         self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self._is_dirty = False
         self._maintained_at = -MAINTAIN_EVERY_S
         self.settle_dead: Callable[[Mapping[str, int]], Awaitable[list[str] | None]] | None = None
@@ -136,12 +138,10 @@ class Recorder:
 
     async def aclose(self, *, timeout_s: float = 10.0) -> None:
         """Ship what can be shipped within the time; the rest stays in the journal for the next process."""
-        task, self._task = self._task, None
-        while task is not None and not task.done():
-            task.cancel()  # and again: a driver may take one for its own trouble
-            await asyncio.wait({task}, timeout=1.0)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        await self._stop(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(deadline):
                 await self.flush()
         except (UnavailableError, TimeoutError):
             _log.warning("the ledger did not take every row; the rest stays in the journal")
@@ -154,13 +154,24 @@ class Recorder:
 
     # The background task
 
+    async def _stop(self, timeout_s: float) -> None:
+        """A shipping under way ends by itself: cancelled amid a transaction, SQLite may stay locked for a while."""
+        task, self._task = self._task, None
+        self._stopping.set()
+        if task is not None:
+            await asyncio.wait({task}, timeout=timeout_s)
+        while task is not None and not task.done():
+            task.cancel()  # and again: a driver may take one for its own trouble
+            await asyncio.wait({task}, timeout=1.0)
+
     def _spawn(self) -> None:
         self._is_dirty = True
+        self._stopping.clear()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         adopt_at = time.monotonic()
-        while True:
+        while not self._stopping.is_set():
             now = time.monotonic()
             if self._is_dirty or now >= adopt_at:
                 self._is_dirty = False
@@ -177,7 +188,9 @@ class Recorder:
             if self.failures:
                 self._is_dirty = True
                 delay = min(MAX_BACKOFF_S, max(delay, 0.5) * 2 ** min(self.failures, 10))
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
