@@ -15,7 +15,7 @@ demo: $(UV)
 	@$(UV) sync -q --inexact --group demo && .venv/bin/sidecar demo
 
 test: $(UV)
-	$(UV) sync -q --inexact --group test --group helm && .venv/bin/python -m pytest -q -n 2 --dist loadfile
+	$(UV) sync -q --inexact --group test --group helm && .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 promises: $(UV)
 	$(UV) sync -q --inexact --group test --group helm && .venv/bin/python -m bench.promises
