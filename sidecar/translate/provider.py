@@ -12,37 +12,44 @@ from string import Formatter
 from typing import Any, ClassVar, Literal, Protocol, get_args
 from urllib.parse import quote
 
-from sidecar.errors import BadRequestError, ProviderError, SidecarError, UpstreamBrokenError
+from sidecar.errors import ProviderError, SidecarError, UpstreamBrokenError
+from sidecar.translate.fields import (
+    OPENAI_CHAT_FIELDS,
+    SMUGGLING_FIELDS,
+    is_neutral,
+    judge,
+    refuse_smuggling,
+    select_params,
+    unsupported_field,
+)
 from sidecar.translate.framing import Event, SSESplitter
 from sidecar.translate.usage import NOT_JSON
 from sidecar.types import UNKNOWN_USAGE, Headers, Usage
 
+__all__ = [
+    "CREDENTIAL_KEYS",
+    "OPENAI_CHAT_FIELDS",
+    "SMUGGLING_FIELDS",
+    "Auth",
+    "Call",
+    "Framing",
+    "Head",
+    "Keyless",
+    "Media",
+    "Provider",
+    "Reply",
+    "Splitter",
+    "StreamTranslator",
+    "UpstreamRequest",
+    "check_provider",
+    "is_neutral",
+    "judge",
+    "opening",
+    "refuse_smuggling",
+    "select_params",
+    "unsupported_field",
+]
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-OPENAI_CHAT_FIELDS = _names(
-    """audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens
-    messages metadata modalities model moderation n parallel_tool_calls prediction presence_penalty
-    prompt_cache_key prompt_cache_options prompt_cache_retention reasoning_effort response_format
-    safety_identifier seed service_tier stop store stream stream_options temperature tool_choice tools
-    top_logprobs top_p user verbosity web_search_options"""
-)
-"""Every field of OpenAI's chat completion request. https://platform.openai.com/docs/api-reference/chat/create"""
-
-SMUGGLING_FIELDS = _names(
-    """api_base api_key api_type api_version auth aws_access_key_id aws_bedrock_runtime_endpoint aws_external_id
-    aws_profile_name aws_region_name aws_role_name aws_secret_access_key aws_session_name aws_session_token
-    aws_sts_endpoint aws_web_identity_token azure_ad_token azure_ad_token_provider azure_endpoint azure_password
-    azure_username base_url client client_id client_secret custom_llm_provider default_headers default_query
-    deployment_id extra_body extra_headers extra_query headers http_client langfuse_host langfuse_public_key
-    langfuse_secret_key litellm_credential_name litellm_params openai_api_base openai_api_key organization project
-    proxies proxy ssl_verify tenant_id user_config vertex_ai_credentials vertex_ai_location vertex_ai_project
-    vertex_credentials vertex_location vertex_project"""
-)
-"""Names by which clients try to choose destination or credential. They never have an effect here; a request that
-carries one at its top level is refused, so that nobody believes it had."""
 
 Auth = Literal["bearer", "x-api-key", "api-key", "x-goog-api-key", "ibm", "none"]
 """How a deployment's `api_key` travels: as a bearer token, in the header of that name, or (`ibm`) exchanged for a
@@ -94,6 +101,8 @@ class Call:
     params: Mapping[str, Any] = field(default_factory=dict)
     drop_params: bool = False
     max_output_tokens: int | None = None
+    allowed_params: frozenset[str] = frozenset()
+    """Fields sent as they are though the provider's table refuses them."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Of the deployment: region, project, api_version …"""
     media: Mapping[str, Media] = field(default_factory=dict)
@@ -309,71 +318,3 @@ def check_provider(provider: Provider | type[Provider]) -> None:
     missing = OPENAI_CHAT_FIELDS - provider.params.keys() - provider.unsupported.keys()
     if missing:
         raise TypeError(f"{label} does not say what happens to {sorted(missing)}")
-
-
-def refuse_smuggling(payload: Mapping[str, Any]) -> None:
-    """Raises `BadRequestError` if the request tries to choose destination or credential."""
-    if not SMUGGLING_FIELDS.isdisjoint(payload):
-        name = next(key for key in payload if key in SMUGGLING_FIELDS)
-        raise BadRequestError(
-            f"The gateway refused the request: '{name}' is not accepted in a request body. Destination and credential "
-            "come from the gateway's configuration only; remove the field.",
-            code="forbidden_parameter",
-            param=name,
-        )
-
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "store": (False,),
-    "modalities": (["text"], []),
-    "verbosity": ("medium",),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "metadata": ({},),
-    "service_tier": ("auto",),
-}
-
-
-def is_neutral(name: str, value: Any) -> bool:
-    """True if the value asks for what happens anyway, so leaving the field out changes nothing."""
-    return value is None or any(
-        value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in _NEUTRAL.get(name, ())
-    )
-
-
-def unsupported_field(provider: Provider, name: str, fix: str) -> BadRequestError:
-    return BadRequestError(
-        f"The gateway refused the request: provider {provider.name} does not support '{name}'. {fix} "
-        "Or set drop_params on the deployment to leave such fields out.",
-        code="unsupported_parameter",
-        param=name,
-    )
-
-
-def select_params(provider: Provider, call: Call) -> tuple[dict[str, Any], list[str]]:
-    """The payload's fields this provider takes (deployment defaults under the client's), and the names dropped by
-    policy. Raises `BadRequestError` for a field it cannot take."""
-    refuse_smuggling(call.payload)
-    fields: dict[str, Any] = {}
-    dropped: list[str] = []
-    for name, value in call.payload.items():
-        if name in provider.params or (provider.passes_unknown and name not in provider.unsupported):
-            if value is not None:
-                fields[name] = value
-        elif is_neutral(name, value):
-            continue
-        elif call.drop_params:
-            dropped.append(name)
-        else:
-            fix = provider.unsupported.get(name, "It is not a field of OpenAI's chat completions; remove it.")
-            raise unsupported_field(provider, name, fix)
-    for name, value in call.params.items():
-        if fields.get(name) is None:
-            fields[name] = value
-    return fields, dropped

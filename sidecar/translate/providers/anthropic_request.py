@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.translate.content import bad
-from sidecar.translate.provider import Call, Provider, select_params, unsupported_field
+from sidecar.translate.fields import dropper
+from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.providers.anthropic_content import Block, called_tools, convert_messages, tool_name
 from sidecar.translate.providers.anthropic_models import ModelTraits, traits
 
@@ -83,11 +84,7 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     plan = RequestPlan()
     fields, plan.dropped = select_params(provider, call)
 
-    def drop(param: str, fix: str) -> None:
-        if not call.drop_params:
-            raise unsupported_field(provider, param, fix)
-        plan.dropped.append(param)
-
+    drop = dropper(provider, call, plan.dropped)
     model = call.edits.get("model", call.model)
     model_traits = traits(model)
     system, turns = convert_messages(fields.pop("messages", None), drop)

@@ -19,6 +19,7 @@ import msgspec
 from sidecar.errors import BadRequestError, ProviderError
 from sidecar.translate.aws_events import AWSEventSplitter
 from sidecar.translate.content import bad, remote_urls, sniff
+from sidecar.translate.fields import dropper
 from sidecar.translate.framing import Event
 from sidecar.translate.provider import (
     Auth,
@@ -28,7 +29,6 @@ from sidecar.translate.provider import (
     Reply,
     StreamTranslator,
     UpstreamRequest,
-    unsupported_field,
 )
 from sidecar.translate.providers.anthropic import Anthropic
 from sidecar.translate.providers.anthropic_request import RequestPlan, build
@@ -85,11 +85,7 @@ class BedrockInvoke(Anthropic):
     def request(self, call: Call) -> UpstreamRequest:
         dropped: list[str] = []
 
-        def drop(param: str, fix: str) -> None:
-            if not call.drop_params:
-                raise unsupported_field(self, param, fix)
-            dropped.append(param)
-
+        drop = dropper(self, call, dropped)
         try:
             headers = [*JSON_HEADERS, *_headers(call, drop)]
             plan = build(self, _prepared(call))

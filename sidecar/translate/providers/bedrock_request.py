@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from sidecar.translate.content import bad
-from sidecar.translate.provider import Call, Provider, select_params, unsupported_field
+from sidecar.translate.fields import dropper
+from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.providers.anthropic_request import json_tool_name, set_thinking, token_cap
 from sidecar.translate.providers.bedrock_content import Contents, cache_point, called_tools, flat
 from sidecar.translate.providers.bedrock_media import Block, Drop
@@ -69,11 +70,7 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     plan = RequestPlan()
     fields, plan.dropped = select_params(provider, call)
 
-    def drop(param: str, fix: str) -> None:
-        if not call.drop_params:
-            raise unsupported_field(provider, param, fix)
-        plan.dropped.append(param)
-
+    drop = dropper(provider, call, plan.dropped)
     model = model_of(known_model(call))
     names = names_for(call)
     extra = fields.pop("additionalModelRequestFields", None)

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.translate.content import bad
-from sidecar.translate.provider import Call, Provider, select_params, unsupported_field
+from sidecar.translate.fields import dropper
+from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.providers.gemini_content import Contents, Drop
 from sidecar.translate.providers.gemini_models import THINKING_BUDGETS, ModelTraits, traits
 from sidecar.translate.providers.gemini_tools import map_tools
@@ -72,11 +73,7 @@ def build(provider: Provider, call: Call, model_name: str, *, is_vertex: bool) -
     plan = Plan()
     fields, plan.dropped = select_params(provider, call)
 
-    def drop(param: str, fix: str) -> None:
-        if not call.drop_params:
-            raise unsupported_field(provider, param, fix)
-        plan.dropped.append(param)
-
+    drop = dropper(provider, call, plan.dropped)
     model = traits(model_name)
     names = tool_names(call.payload, NAMES)
     contents = Contents(provider.name, model, names, call.media, drop, needs_type=is_vertex)

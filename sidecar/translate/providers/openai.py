@@ -24,9 +24,8 @@ from sidecar.translate.provider import (
     Reply,
     StreamTranslator,
     UpstreamRequest,
-    is_neutral,
+    judge,
     refuse_smuggling,
-    unsupported_field,
 )
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.signatures import may_be_packed, strip_ids
@@ -133,14 +132,11 @@ class OpenAIDialect(Provider, is_abstract=True):
         removed: set[str] = set()
         dropped: list[str] = []
         for name in self.unsupported.keys() & payload.keys() if self.unsupported else ():
-            value = payload[name]
-            if is_neutral(name, value):
+            found = judge(self, call, name, payload[name])
+            if found != "passed":
                 removed.add(name)
-            elif call.drop_params:
-                removed.add(name)
+            if found == "dropped":
                 dropped.append(name)
-            else:
-                raise unsupported_field(self, name, self.unsupported[name])
         if may_be_packed(call.raw) and (stripped := strip_ids(payload)) is not payload:
             changes["messages"] = stripped["messages"]  # another provider's state in tool-call ids
         for name, renamed in self.renames.items():
