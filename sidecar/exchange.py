@@ -8,6 +8,7 @@ Who writes which field (one writer each):
     raw, payload, model, is_stream        read_body (asgi.py)
     candidates                            the first who asks, through `asgi.candidates_of`
     attempts                              Route, else Spend(deployment=), Translate or the proxy: `begin_attempt()`
+    answering, attempt.is_running, .is_lost   Route: two attempts may be under way at once
     attempt.usage, .content_started       Translate, else the innermost tap (asgi.Tap)
     seen_usage                            the innermost tap, for an answer nobody announced an attempt for
     attempt.status, .first_byte_at        UpstreamProxy, else the tap
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from sidecar.limits.admission import Grant
 
 SCOPE_KEY = "sidecar"
+ATTEMPT_KEY = "sidecar.attempt"
+"""Route puts the attempt it begins under it into the scope it hands down, so that two of one exchange can run at once;
+below, `attempt_in` reads it."""
 
 ANONYMOUS = Identity(key_hash="", key_name="anonymous")
 """Who calls when no Auth is mounted: no scope of its own, only the global ones."""
@@ -101,6 +105,10 @@ class Attempt:
     cost_nano: int | None = None
     cost_status: str = ""
     is_recorded: bool = False
+    is_running: bool = False
+    """Another attempt may begin while this one is under way, so what it cost is not known yet."""
+    is_lost: bool = False
+    """Another attempt began content first; this one was ended."""
 
     @property
     def may_be_billed(self) -> bool:
@@ -133,6 +141,8 @@ class Exchange:
     estimate: tuple[int, int | None] | None = None
     candidates: tuple[Deployment, ...] | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    answering: Attempt | None = None
+    """The attempt whose answer goes to the client, once that is decided."""
     before_attempt: list[BeforeAttempt] = field(default_factory=list)
     grant: Grant | None = None
     is_settled: bool = False
@@ -160,7 +170,8 @@ class Exchange:
 
     @property
     def attempt(self) -> Attempt | None:
-        return self.attempts[-1] if self.attempts else None
+        """The one that answers, until that is decided the last one. Below Route ask `attempt_in`."""
+        return self.answering or (self.attempts[-1] if self.attempts else None)
 
     @property
     def client_left(self) -> bool:
@@ -179,3 +190,9 @@ class Exchange:
             await hook(self, attempt)
         self.attempts.append(attempt)
         return attempt
+
+
+def attempt_in(scope: MutableMapping[str, Any], exchange: Exchange) -> Attempt | None:
+    """The attempt a layer below Route works for; without Route the last one."""
+    found: Attempt | None = scope.get(ATTEMPT_KEY)
+    return found if found is not None else exchange.attempt

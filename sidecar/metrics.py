@@ -66,7 +66,7 @@ class Metrics:
     def observe_exchange(self, exchange: Any, ended_at: float) -> None:
         """Count one finished `Exchange`. The group of a request no deployment served is the empty string."""
         attempts = exchange.attempts
-        group = attempts[-1].deployment.group if attempts else ""
+        group = exchange.attempt.deployment.group if attempts else ""
         outcome = exchange.outcome or "ok"
         duration = ended_at - exchange.started_at
         key: tuple[str, ...] = (group, outcome, str(exchange.status))

@@ -87,7 +87,7 @@ class Meter(Tap):
         if exchange.tap_owner is self and not exchange.is_translated:
             self._note(exchange, message)
         if exchange.attempts:
-            attempt = exchange.attempts[-1]
+            attempt = exchange.answering or exchange.attempts[-1]
             usage = attempt.usage
             if attempt.events_seen > attempt.output_max or (
                 usage.output is not None and usage.total_output > attempt.output_max

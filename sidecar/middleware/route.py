@@ -42,7 +42,7 @@ from sidecar.errors import (
     UpstreamStaleError,
     UpstreamTimeoutError,
 )
-from sidecar.exchange import Attempt, Exchange
+from sidecar.exchange import ATTEMPT_KEY, Attempt, Exchange
 from sidecar.routing.affinity import prefix_of
 from sidecar.routing.board import Live
 from sidecar.routing.candidates import Candidates, Try
@@ -210,6 +210,7 @@ class _Attempt:
     """One call of the app below, and what it tells about the deployment."""
 
     __slots__ = (
+        "_attempt",
         "_deployment",
         "_exchange",
         "_here",
@@ -240,6 +241,7 @@ class _Attempt:
         self._started_at = started_at
         self._here = here
         self._is_cut = False
+        self._attempt: Attempt | None = None
         self._live: Live | None = None
         self.error: UpstreamError | None = None
 
@@ -267,14 +269,14 @@ class _Attempt:
         gate: _Gate | None = None
         is_reported = False
         try:
-            attempt = await exchange.begin_attempt(self._in_time())
+            attempt = self._attempt = await exchange.begin_attempt(self._in_time())
             if here is not None:
                 live = self._live = route.router.board.started(deployment, attempt.started_at, tokens)
             can_retry = len(exchange.attempts) <= route.policy.retries
             gate = _Gate(exchange, attempt, self._send, can_retry=can_retry, watcher=self if live is not None else None)
             error: UpstreamError | None = None
             try:
-                await route.app(dict(self._scope), receive_for(exchange), gate)
+                await route.app({**self._scope, ATTEMPT_KEY: attempt}, receive_for(exchange), gate)
             except UpstreamError as raised:
                 error = attempt.error = raised
             if exchange.client_left:
@@ -283,20 +285,20 @@ class _Attempt:
                 error = attempt.error = gate.discarded
             if error is None or gate.is_open:
                 is_reported = True
-                self._report(attempt.error)
+                self._report(attempt, attempt.error)
                 return None
             self.error = error
             attempt.ended_at = exchange.now()
             is_reported = True
-            self._report(error)
+            self._report(attempt, error)
             return Failure(error.kind, error.is_retryable, isinstance(error, UpstreamStaleError), error.retry_after_s)
         finally:
             if not is_reported:
                 health.unknown(deployment)
             if live is not None and gate is not None:
-                self._measure(live, gate, exchange.attempts[-1], tokens)
+                self._measure(live, gate, gate.attempt, tokens)
             if taken is not None and route.places is not None:
-                await self._leave(route.places, taken, exchange.attempts[-1] if gate is not None else None)
+                await self._leave(route.places, taken, self._attempt)
 
     def began(self, attempt: Attempt) -> float:
         """A stream's content began: the board learns it now, and a trial is passed. How long it took."""
@@ -335,11 +337,11 @@ class _Attempt:
         self._is_cut = True
         return replace(deployment, timeouts=replace(timeouts, total_s=left))
 
-    def _report(self, error: UpstreamError | None) -> None:
+    def _report(self, attempt: Attempt, error: UpstreamError | None) -> None:
         health, deployment = self._route.router.health, self._deployment
         if error is None or not error.cools_down:
             # It answered; a client's own mistake is no failure of its.
-            health.succeeded(deployment, self._exchange.attempts[-1].started_at)
+            health.succeeded(deployment, attempt.started_at)
         elif self._is_cut and isinstance(error, UpstreamTimeoutError) and error.phase == "total":
             health.unknown(deployment)  # our deadline, not its
         else:
@@ -369,12 +371,12 @@ class _Gate:
     """Holds an attempt's messages back until its content began or it ended. One per attempt."""
 
     __slots__ = (
-        "_attempt",
         "_can_retry",
         "_exchange",
         "_held",
         "_send",
         "_watcher",
+        "attempt",
         "began_s",
         "discarded",
         "is_open",
@@ -390,7 +392,7 @@ class _Gate:
         watcher: _Attempt | None = None,
     ) -> None:
         self._exchange = exchange
-        self._attempt = attempt
+        self.attempt = attempt
         self._send = send
         self._can_retry = can_retry
         self._held: list[Message] = []
@@ -409,21 +411,22 @@ class _Gate:
             if message["status"] in _RETRYABLE_STATUSES and self._can_retry and not self._exchange.is_translated:
                 # Without Translate below, the provider's own error answer comes by: try elsewhere instead.
                 self.discarded = self._error(message)
-                self._attempt.status = message["status"]
+                self.attempt.status = message["status"]
                 return
-            deployment = self._attempt.deployment.deployment_id.encode("latin-1", "replace")
+            deployment = self.attempt.deployment.deployment_id.encode("latin-1", "replace")
             headers = [
                 *message["headers"],
                 (b"x-sidecar-deployment", deployment),
-                (b"x-sidecar-attempts", str(self._attempt.number).encode()),
+                (b"x-sidecar-attempts", str(self.attempt.number).encode()),
             ]
             self._held.append({**message, "headers": headers})
             return
         self._held.append(message)
-        if self._attempt.content_started or not message.get("more_body", False) or not self._exchange.is_translated:
+        if self.attempt.content_started or not message.get("more_body", False) or not self._exchange.is_translated:
             self.is_open = True
-            if self._watcher is not None and self._exchange.is_stream and self._attempt.content_started:
-                self.began_s = self._watcher.began(self._attempt)
+            self._exchange.answering = self.attempt
+            if self._watcher is not None and self._exchange.is_stream and self.attempt.content_started:
+                self.began_s = self._watcher.began(self.attempt)
             for held in self._held:
                 await self._send(held)
             self._held.clear()
@@ -431,7 +434,7 @@ class _Gate:
     def _error(self, message: Message) -> UpstreamError:
         head = Head(message["status"], message["headers"])
         return make_error(
-            self._attempt.deployment.provider,
+            self.attempt.deployment.provider,
             head,
             kind=kind_of_status(head.status),
             now=self._exchange.now(),

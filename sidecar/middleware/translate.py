@@ -31,7 +31,7 @@ from sidecar.asgi import (
     refuse,
 )
 from sidecar.errors import BadRequestError, RefusedError, UpstreamBrokenError, UpstreamError, without_credentials
-from sidecar.exchange import Attempt, Exchange
+from sidecar.exchange import ATTEMPT_KEY, Attempt, Exchange, attempt_in
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.translate.provider import Call, Head, Media, Provider, StreamTranslator
 from sidecar.translate.registry import get_provider
@@ -71,7 +71,7 @@ class TranslateMiddleware:
         try:
             await read_body(scope, exchange)
             exchange.is_translated = True
-            attempt = exchange.attempt
+            attempt = attempt_in(scope, exchange)
             if attempt is None or attempt.first_byte_at is not None:
                 if self.deployment is None:
                     raise ValueError("TranslateMiddleware without RouteMiddleware above needs deployment=")
@@ -112,6 +112,7 @@ class TranslateMiddleware:
             now=exchange.started_at,
             params=deployment.params,
             drop_params=deployment.drop_params,
+            allowed_params=deployment.allowed_params,
             max_output_tokens=deployment.max_output_tokens,
             options=deployment.options,
         )
@@ -126,6 +127,7 @@ class TranslateMiddleware:
         attempt.dropped = tuple(without_credentials(name) for name in request.dropped)
         path = request.path
         below = dict(scope)
+        below[ATTEMPT_KEY] = attempt
         below["path"] = path
         below["raw_path"] = path.encode("ascii")
         below["query_string"] = request.query.encode("ascii")

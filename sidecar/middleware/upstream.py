@@ -21,7 +21,7 @@ from sidecar.asgi import (
     refuse,
 )
 from sidecar.errors import BodyTooLargeError, RefusedError, UpstreamError
-from sidecar.exchange import Attempt, Exchange
+from sidecar.exchange import Attempt, Exchange, attempt_in
 from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment, Headers
 from sidecar.upstream.auth import make_authorizer, static_headers
@@ -119,18 +119,19 @@ class UpstreamProxy:
         exchange, is_mine = open_exchange(scope, receive)
         if is_mine:
             send = Front(exchange, send)
+        attempt: Attempt | None = None
         try:
             try:
                 body = await self._body(exchange, receive)
-                attempt = exchange.attempt
+                attempt = attempt_in(scope, exchange)
                 if attempt is None or attempt.first_byte_at is not None:
                     if self.deployment is None:
                         raise ValueError("UpstreamProxy without RouteMiddleware above needs deployment=")
                     attempt = await exchange.begin_attempt(self.deployment)
                 await self._forward(scope, exchange, attempt, body, send)
             except (UpstreamError, RefusedError) as error:
-                if isinstance(error, UpstreamError) and exchange.attempt is not None:
-                    exchange.attempt.error = error
+                if isinstance(error, UpstreamError) and attempt is not None:
+                    attempt.error = error
                 if exchange.is_routed or exchange.is_translated:
                     raise
                 if exchange.answer_started and not exchange.answer_ended:
