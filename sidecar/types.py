@@ -238,6 +238,7 @@ class Deployment:
     max_output_tokens: int | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     drop_params: bool = False
+    allowed_params: frozenset[str] = frozenset()
     headers: tuple[tuple[bytes, bytes], ...] = ()
     access_groups: tuple[str, ...] = ()
     """Names by which lists of allowed models may mean this deployment's group."""

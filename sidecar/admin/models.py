@@ -38,6 +38,7 @@ _RENAMED = {
     "weight": "weight",
     "order": "order",
     "drop_params": "drop_params",
+    "allowed_openai_params": "allowed_params",
     "extra_headers": "headers",
 }
 _LIMITS = {"rpm": "rpm", "tpm": "tpm", "max_parallel_requests": "concurrency"}

@@ -120,6 +120,7 @@ def deployment_of(
         max_output_tokens=settings.max_output_tokens,
         params=settings.params,
         drop_params=settings.drop_params,
+        allowed_params=frozenset(settings.allowed_params),
         headers=tuple((k.lower().encode("ascii"), v.reveal().encode("latin-1")) for k, v in settings.headers.items()),
         access_groups=access_groups,
         tags=tuple(settings.tags),

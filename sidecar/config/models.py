@@ -125,6 +125,7 @@ class DeploymentSettings(Strict):
     params: Annotated[dict[str, Any], AfterValidator(valid_json_value)] = {}
     headers: dict[Annotated[str, AfterValidator(valid_header_name)], SecretText] = {}
     drop_params: bool = False
+    allowed_params: list[Name] = []
     tags: list[Name] = []
 
 

@@ -20,7 +20,7 @@ from sidecar.importing.providers import PREFIXES, Prefix, fit_base_url, guess, i
 from sidecar.importing.report import Refuse, Verdict, shown
 from sidecar.importing.rows import Row, Table, nothing
 from sidecar.importing.source import Node
-from sidecar.translate.provider import OPENAI_CHAT_FIELDS
+from sidecar.translate.provider import OPENAI_CHAT_FIELDS, SMUGGLING_FIELDS
 from sidecar.translate.registry import PROVIDERS
 
 Handler = Callable[[Draft, Deployment, Node], Verdict]
@@ -260,6 +260,16 @@ def _drop_params(draft: Draft, deployment: Deployment, node: Node) -> Verdict:
     return Verdict("taken", "drop_params")
 
 
+def _allowed_param(draft: Draft, deployment: Deployment, node: Node) -> Verdict:
+    name = draft.text(node)
+    if not _NAME.fullmatch(name) or name.startswith("${"):
+        raise Refuse("must be the name of a field")
+    if name in SMUGGLING_FIELDS:
+        raise Refuse("clients never choose destination or credential here")
+    deployment.values.setdefault("allowed_params", []).append(name)
+    return Verdict("taken", "allowed_params")
+
+
 def _price(name: str) -> Handler:
     def handle(draft: Draft, deployment: Deployment, node: Node) -> Verdict:
         found = decimal_of(node)
@@ -405,6 +415,7 @@ def _rows() -> list[Row[Handler]]:
         Row(p + "request_timeout", "timeouts.first_byte_s, gap_s", "as timeout", _timeout, rank=4),
         Row(p + "stream_timeout", "timeouts.gap_s", "the longest silence within a stream", _stream_timeout),
         Row(p + "drop_params", "drop_params", "", _drop_params),
+        Row(p + "allowed_openai_params[]", "allowed_params", "sent as they are", _allowed_param),
         Row(p + "litellm_credential_name", "", "the credential's values stand in the deployment", _credential, rank=9),
         Row(p + "extra_body.**", "params", "sent where the client says nothing", _param),
         Row("model_info.mode", "", "`chat` only", _mode),
@@ -452,7 +463,7 @@ def _rows() -> list[Row[Handler]]:
     )
     rows += nothing("use_in_pass_through use_litellm_proxy", _YET + "there are no pass-through endpoints", prefix=p)
     rows += nothing(
-        "allowed_openai_params.** additional_drop_params.** modify_params merge_reasoning_content_in_choices",
+        "additional_drop_params.** modify_params merge_reasoning_content_in_choices",
         _YET + "a field is passed, dropped (drop_params) or refused by the provider's rules",
         prefix=p,
     )

@@ -23,6 +23,10 @@ BAD: dict[str, tuple[str, str]] = {
         ONE + ", api_kye: x}\n",
         "4:50: unknown key 'models.0.deployments.0.api_kye'; did you mean 'api_key'?",
     ),
+    "an allowed field that would choose a destination": (
+        ONE + ", allowed_params: [seed, api_base]}\n",
+        "'api_base' chooses destination or credential, and no client may; remove it",
+    ),
     "unknown key in auth": (
         "auth: {master_kee: x}\n",
         "1:8: unknown key 'auth.master_kee'; did you mean 'master_key'?",

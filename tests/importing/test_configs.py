@@ -93,6 +93,7 @@ def test_an_office_of_two_vendors(tmp_path: Path) -> None:
     assert (first.timeouts.first_byte_s, first.timeouts.gap_s) == (90, 90)
     assert (second.timeouts.first_byte_s, second.timeouts.gap_s) == (45, 12.5)
     assert (first.drop_params, second.drop_params) == (True, True)
+    assert first.allowed_params == ["seed", "logit_bias"]
     assert config.models[1].deployments[0].params["stop"] == ["###", "END"]
     assert (config.routing.retries, config.routing.cooldown_s) == (3, 20)
     assert config.routing.aliases == {"default-writer": "writer", "secret-writer": "writer"}
