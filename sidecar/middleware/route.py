@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Sequence
 
 from sidecar.admit import estimate_of
 from sidecar.asgi import (
@@ -20,7 +18,6 @@ from sidecar.asgi import (
     ASGIApp,
     ClientDisconnectedError,
     Front,
-    Message,
     Receive,
     Scope,
     Send,
@@ -30,21 +27,12 @@ from sidecar.asgi import (
     is_chat,
     open_exchange,
     read_body,
-    receive_for,
     refuse,
 )
-from sidecar.errors import (
-    BadRequestError,
-    NotFoundError,
-    RateLimitedError,
-    RefusedError,
-    UpstreamError,
-    UpstreamStaleError,
-    UpstreamTimeoutError,
-)
-from sidecar.exchange import ATTEMPT_KEY, Attempt, Exchange
+from sidecar.attempts import Dispatch, Places
+from sidecar.errors import BadRequestError, NotFoundError, RateLimitedError, RefusedError, UpstreamError
+from sidecar.exchange import Exchange
 from sidecar.routing.affinity import prefix_of
-from sidecar.routing.board import Live
 from sidecar.routing.candidates import Candidates, Try
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.health import Health
@@ -52,26 +40,10 @@ from sidecar.routing.plan import Failure, Full, Policy, attempts
 from sidecar.routing.router import Here, Router
 from sidecar.routing.verdict import final_error
 from sidecar.translate.pieces import BIG_BYTES
-from sidecar.translate.provider import Head
-from sidecar.translate.provider_errors import kind_of_status, make_error
-from sidecar.types import Deployment, Identity
+from sidecar.types import Deployment
 
-_RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
 TPM_OUTPUT_GUESS = 256
 Plan = Generator[Try, Failure | Full, float | None]
-
-
-class Places(Protocol):
-    """Counts the deployments' own limits where several processes share them."""
-
-    def claims(self, deployment: Deployment, caller: Identity, asked: str | None) -> Any:
-        """What an attempt has to `take`; `None`: nothing. `asked` is the model asked for, if this is a fallback."""
-
-    async def take(self, name: str, claims: Any, tokens: int) -> Any:
-        """What `leave` wants back, or the seconds (a float) until there is room. Raises `UnavailableError`."""
-
-    async def leave(self, taken: Any, tokens: int | None) -> None:
-        """The attempt is over; `None`: what it used is not known. Never fails."""
 
 
 class RouteMiddleware:
@@ -140,9 +112,9 @@ class RouteMiddleware:
                 exchange.outcome = "client_left"
                 return
             outcome: Failure | Full
-            attempt_of = _Attempt(self, scope, exchange, step.deployment, send, started_at, here)
+            dispatch = Dispatch(self, scope, exchange, step.deployment, send, started_at, here)
             try:
-                outcome_or_none = await attempt_of.run()
+                outcome_or_none = await dispatch.run()
             except BadRequestError as error:
                 # This dialect has no such field; another deployment's may.
                 if plan is None or error.code != "unsupported_parameter":
@@ -152,8 +124,8 @@ class RouteMiddleware:
             if outcome_or_none is None:
                 return
             outcome = outcome_or_none
-            if attempt_of.error is not None:
-                failures.append((step.deployment, attempt_of.error))
+            if dispatch.error is not None:
+                failures.append((step.deployment, dispatch.error))
             if plan is None:
                 here = Here(self.router, self.draw)
                 plan = self._plan(exchange, candidates, here, started_at)
@@ -204,243 +176,6 @@ class RouteMiddleware:
             tokens_in, tokens_out = await aside(estimate_of, exchange) if is_big else estimate_of(exchange)
             here.tokens = tokens_in + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS)
         return candidates
-
-
-class _Attempt:
-    """One call of the app below, and what it tells about the deployment."""
-
-    __slots__ = (
-        "_attempt",
-        "_deployment",
-        "_exchange",
-        "_here",
-        "_is_cut",
-        "_live",
-        "_route",
-        "_scope",
-        "_send",
-        "_started_at",
-        "error",
-    )
-
-    def __init__(
-        self,
-        route: RouteMiddleware,
-        scope: Scope,
-        exchange: Exchange,
-        deployment: Deployment,
-        send: Send,
-        started_at: float,
-        here: Here | None,
-    ) -> None:
-        self._route = route
-        self._scope = scope
-        self._exchange = exchange
-        self._deployment = deployment
-        self._send = send
-        self._started_at = started_at
-        self._here = here
-        self._is_cut = False
-        self._attempt: Attempt | None = None
-        self._live: Live | None = None
-        self.error: UpstreamError | None = None
-
-    async def run(self) -> Failure | Full | None:
-        """`None`: the answer is out, or nobody wants it."""
-        route, exchange, deployment = self._route, self._exchange, self._deployment
-        health = route.router.health
-        here = self._here
-        taken: Any = None
-        tokens = here.tokens if here is not None else 0
-        if route.places is not None:
-            own = exchange.candidates[0].group if exchange.candidates else deployment.group
-            asked = exchange.model if deployment.group != own else None
-            claims = None
-            if asked is not None or not deployment.limits.is_empty:
-                claims = route.places.claims(deployment, exchange.caller, asked)
-            if claims is not None:
-                taken = await self._take(route.places, claims, tokens)
-                if type(taken) is float:
-                    health.unknown(deployment)
-                    if asked is None:
-                        route.router.board.of(deployment).full_until = exchange.now() + taken
-                    return Full(taken)
-        live: Live | None = None
-        gate: _Gate | None = None
-        is_reported = False
-        try:
-            attempt = self._attempt = await exchange.begin_attempt(self._in_time())
-            if here is not None:
-                live = self._live = route.router.board.started(deployment, attempt.started_at, tokens)
-            can_retry = len(exchange.attempts) <= route.policy.retries
-            gate = _Gate(exchange, attempt, self._send, can_retry=can_retry, watcher=self if live is not None else None)
-            error: UpstreamError | None = None
-            try:
-                await route.app({**self._scope, ATTEMPT_KEY: attempt}, receive_for(exchange), gate)
-            except UpstreamError as raised:
-                error = attempt.error = raised
-            if exchange.client_left:
-                return None
-            if gate.discarded is not None:
-                error = attempt.error = gate.discarded
-            if error is None or gate.is_open:
-                is_reported = True
-                self._report(attempt, attempt.error)
-                return None
-            self.error = error
-            attempt.ended_at = exchange.now()
-            is_reported = True
-            self._report(attempt, error)
-            return Failure(error.kind, error.is_retryable, isinstance(error, UpstreamStaleError), error.retry_after_s)
-        finally:
-            if not is_reported:
-                health.unknown(deployment)
-            if live is not None and gate is not None:
-                self._measure(live, gate, gate.attempt, tokens)
-            if taken is not None and route.places is not None:
-                await self._leave(route.places, taken, self._attempt)
-
-    def began(self, attempt: Attempt) -> float:
-        """A stream's content began: the board learns it now, and a trial is passed. How long it took."""
-        now = self._exchange.now()
-        waited_s = now - attempt.started_at
-        if self._live is not None:
-            self._live.waited(now, waited_s)
-        self._route.router.health.began(self._deployment, attempt.started_at)
-        return waited_s
-
-    async def _take(self, places: Places, claims: Any, tokens: int) -> Any:
-        exchange = self._exchange
-        try:
-            return await places.take(f"{exchange.exchange_id}.{len(exchange.attempts) + 1}", claims, tokens)
-        except BaseException:
-            self._route.router.health.unknown(self._deployment)
-            raise
-
-    async def _leave(self, places: Places, taken: Any, attempt: Attempt | None) -> None:
-        used: int | None = 0
-        if attempt is not None and attempt.usage.is_known:
-            used = attempt.usage.total
-        elif attempt is not None and attempt.may_be_billed:
-            used = None
-        await places.leave(taken, used)
-
-    def _in_time(self) -> Deployment:
-        """The deployment, with no more time than the request's deadline leaves."""
-        deployment, policy = self._deployment, self._route.policy
-        timeouts = deployment.timeouts
-        if not self._exchange.attempts and timeouts.total_s <= policy.deadline_s:
-            return deployment
-        left = max(self._started_at + policy.deadline_s - self._exchange.now(), 0.001)
-        if timeouts.total_s <= left:
-            return deployment
-        self._is_cut = True
-        return replace(deployment, timeouts=replace(timeouts, total_s=left))
-
-    def _report(self, attempt: Attempt, error: UpstreamError | None) -> None:
-        health, deployment = self._route.router.health, self._deployment
-        if error is None or not error.cools_down:
-            # It answered; a client's own mistake is no failure of its.
-            health.succeeded(deployment, attempt.started_at)
-        elif self._is_cut and isinstance(error, UpstreamTimeoutError) and error.phase == "total":
-            health.unknown(deployment)  # our deadline, not its
-        else:
-            health.failed(deployment, error.code, self._exchange.now(), error.retry_after_s, kind=error.kind)
-
-    def _measure(self, live: Live, gate: _Gate, attempt: Attempt, tokens: int) -> None:
-        exchange = self._exchange
-        now = exchange.now()
-        usage = attempt.usage
-        error = attempt.error
-        failed: bool | None = error is not None and error.cools_down
-        if (error is not None and not error.cools_down) or (exchange.client_left and not attempt.is_complete):
-            failed = None
-        self._route.router.board.ended(
-            live,
-            now,
-            took_s=now - attempt.started_at,
-            began_s=gate.began_s,
-            used=usage.total if usage.is_known else (0 if error is not None else tokens),
-            output=usage.total_output,
-            reserved=tokens,
-            failed=failed,
-        )
-
-
-class _Gate:
-    """Holds an attempt's messages back until its content began or it ended. One per attempt."""
-
-    __slots__ = (
-        "_can_retry",
-        "_exchange",
-        "_held",
-        "_send",
-        "_watcher",
-        "attempt",
-        "began_s",
-        "discarded",
-        "is_open",
-    )
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        attempt: Attempt,
-        send: Send,
-        *,
-        can_retry: bool,
-        watcher: _Attempt | None = None,
-    ) -> None:
-        self._exchange = exchange
-        self.attempt = attempt
-        self._send = send
-        self._can_retry = can_retry
-        self._held: list[Message] = []
-        self._watcher = watcher
-        self.is_open = False
-        self.began_s: float | None = None
-        self.discarded: UpstreamError | None = None
-
-    def __call__(self, message: Message) -> Awaitable[None]:
-        return self._send(message) if self.is_open else self._judge(message)
-
-    async def _judge(self, message: Message) -> None:
-        if self.discarded is not None:
-            return
-        if message["type"] == "http.response.start":
-            if message["status"] in _RETRYABLE_STATUSES and self._can_retry and not self._exchange.is_translated:
-                # Without Translate below, the provider's own error answer comes by: try elsewhere instead.
-                self.discarded = self._error(message)
-                self.attempt.status = message["status"]
-                return
-            deployment = self.attempt.deployment.deployment_id.encode("latin-1", "replace")
-            headers = [
-                *message["headers"],
-                (b"x-sidecar-deployment", deployment),
-                (b"x-sidecar-attempts", str(self.attempt.number).encode()),
-            ]
-            self._held.append({**message, "headers": headers})
-            return
-        self._held.append(message)
-        if self.attempt.content_started or not message.get("more_body", False) or not self._exchange.is_translated:
-            self.is_open = True
-            self._exchange.answering = self.attempt
-            if self._watcher is not None and self._exchange.is_stream and self.attempt.content_started:
-                self.began_s = self._watcher.began(self.attempt)
-            for held in self._held:
-                await self._send(held)
-            self._held.clear()
-
-    def _error(self, message: Message) -> UpstreamError:
-        head = Head(message["status"], message["headers"])
-        return make_error(
-            self.attempt.deployment.provider,
-            head,
-            kind=kind_of_status(head.status),
-            now=self._exchange.now(),
-            fields={},
-            keeps_names=False,
-        )
 
 
 def _advance(plan: Plan, outcome: Failure | Full | None) -> Try | float | None:
