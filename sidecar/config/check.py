@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from sidecar.config.models import Config, DeploymentSettings
 from sidecar.config.read import KeyPath
 from sidecar.spend.sinks import SCHEMES
-from sidecar.translate.provider import CREDENTIAL_KEYS, SMUGGLING_FIELDS
+from sidecar.translate.fields import OPERATORS_FIELDS, SMUGGLING_FIELDS
+from sidecar.translate.provider import CREDENTIAL_KEYS
 from sidecar.translate.registry import PROVIDERS
 
 CrossFault = tuple[KeyPath, str]
@@ -267,6 +268,8 @@ def _deployment(deployment: DeploymentSettings, group: str) -> Iterator[tuple[st
     for name in deployment.allowed_params:
         if name in SMUGGLING_FIELDS:
             yield "allowed_params", f"'{name}' chooses destination or credential, and no client may; remove it"
+        elif name in OPERATORS_FIELDS:
+            yield "allowed_params", f"'{name}' is the deployment's own to say; put it into params"
     for one, other in (("aws_access_key_id", "aws_secret_access_key"), ("client_secret", "client_id")):
         if getattr(deployment, one) is not None and getattr(deployment, other) is None:
             yield one, f"needs {other} beside it; add it"

@@ -26,8 +26,12 @@ class OpenAICompatible(OpenAIDialect, is_abstract=True):
         self.takes_both_caps = vendor.takes_both_caps
         self.passes_unknown = vendor.passes_unknown
         self.unsupported = dict(vendor.refused)
+        renames = dict(vendor.renames)
+        if not vendor.takes_both_caps:
+            other = {"max_tokens", "max_completion_tokens"} - {vendor.cap_name}
+            renames |= dict.fromkeys(other, vendor.cap_name)
         self.params = {
-            name: f"sent as {vendor.renames[name]}" if name in vendor.renames else "passed"
+            name: f"sent as {renames[name]}" if name in renames else "passed"
             for name in OPENAI_CHAT_FIELDS - vendor.refused.keys()
         }
         check_provider(self)

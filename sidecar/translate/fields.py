@@ -30,6 +30,9 @@ OPENAI_CHAT_FIELDS = _names(
 )
 """Every field of OpenAI's chat completion request. https://platform.openai.com/docs/api-reference/chat/create"""
 
+OPERATORS_FIELDS = _names("anthropic_beta base_model structured_output")
+"""Words of a deployment's `params` for translators; no client says them, allowed or not."""
+
 SMUGGLING_FIELDS = _names(
     """api_base api_key api_type api_version auth aws_access_key_id aws_bedrock_runtime_endpoint aws_external_id
     aws_profile_name aws_region_name aws_role_name aws_secret_access_key aws_session_name aws_session_token
@@ -111,6 +114,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "metadata": ({},),
     "service_tier": ("auto",),
+    "parallel_tool_calls": (True,),
 }
 
 

@@ -156,7 +156,7 @@ class Anthropic(Provider):
     docs_url = "https://platform.claude.com/docs/en/api/messages/create"
     params: Mapping[str, str] = {
         "model": "mapped to the deployment's model",
-        "messages": "mapped",
+        "messages": "mapped; role function is refused",
         "max_completion_tokens": "mapped to max_tokens; default: the deployment's max_output_tokens, else 4096",
         "max_tokens": "mapped; default: the deployment's max_output_tokens, else 4096",
         "metadata": "metadata.user_id is mapped, other keys are refused",
@@ -168,9 +168,9 @@ class Anthropic(Provider):
         "stop": "mapped to stop_sequences",
         "stream": "mapped",
         "stream_options": "include_usage is done by the gateway",
-        "temperature": "mapped (0 to 1; before 4.7)",
+        "temperature": "mapped (before 4.7); refused above 1",
         "tool_choice": "mapped",
-        "tools": "mapped (functions; Anthropic's own tools pass)",
+        "tools": "mapped (functions; Anthropic's own tools pass; custom ones are refused)",
         "top_p": "mapped (before 4.7)",
         "user": "mapped to metadata.user_id; mail addresses and phone numbers as their hash",
         # Not OpenAI's, but what clients of Claude send:

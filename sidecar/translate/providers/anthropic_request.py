@@ -28,7 +28,7 @@ JSON_TOOL = "respond_in_json"
 _NATIVE_TOOL = re.compile(r"[a-z0-9_]+_\d{8}")
 _MAIL_OR_PHONE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|(?=(?:\D*\d){7})[+()\-.\s\d]{7,}")
 _DONE = (
-    "stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "n", "anthropic_beta",
+    "stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "anthropic_beta",
     "structured_output", "base_model",
 )  # fmt: skip
 _TOOL_EXTRAS = ("cache_control", "defer_loading", "allowed_callers", "input_examples", "eager_input_streaming")
@@ -108,6 +108,8 @@ def build(provider: Provider, call: Call) -> RequestPlan:
         body["stream"] = True
     for name in _DONE:
         fields.pop(name, None)
+    if "n" not in call.allowed_params:
+        fields.pop("n", None)
     cache = fields.pop("cache_control", None)
     if isinstance(cache, dict):
         body["cache_control"] = cache

@@ -146,7 +146,7 @@ class Bedrock(Provider):
     docs_url = "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html"
     params: Mapping[str, str] = {
         "model": "mapped to the deployment's model, in the path",
-        "messages": "mapped",
+        "messages": "mapped; role function is refused",
         "max_completion_tokens": "mapped to inferenceConfig.maxTokens",
         "max_tokens": "mapped to inferenceConfig.maxTokens; default: max_output_tokens, else the model's own",
         "metadata": "mapped to requestMetadata",
@@ -158,10 +158,10 @@ class Bedrock(Provider):
         "stop": "mapped to inferenceConfig.stopSequences",
         "stream": "mapped, in the path",
         "stream_options": "include_usage is done by the gateway",
-        "temperature": "mapped (0 to 1)",
+        "temperature": "mapped; refused above 1",
         "tool_choice": "mapped",
-        "tools": "mapped (functions)",
-        "top_p": "mapped (0 to 1)",
+        "tools": "mapped (functions); custom ones are refused",
+        "top_p": "mapped; refused above 1",
         "user": "mapped to requestMetadata",
         "web_search_options": "Nova: its grounding tool; else refused",
         # Not OpenAI's, but what clients of Claude send:

@@ -115,6 +115,8 @@ def build(provider: Provider, call: Call) -> RequestPlan:
         plan.extra["anthropic_beta"] = [betas] if isinstance(betas, str) else betas
     for name in _DONE:
         fields.pop(name, None)
+    if "n" not in call.allowed_params:
+        fields.pop("n", None)
     for name, value in fields.items():  # the deployment's own, in the model's words
         plan.extra.setdefault(name, value)
     if plan.extra:
@@ -125,7 +127,7 @@ def build(provider: Provider, call: Call) -> RequestPlan:
 
 
 _DONE = (
-    "stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "n", "base_model", "structured_output",
+    "stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "base_model", "structured_output",
 )  # fmt: skip
 
 

@@ -86,10 +86,7 @@ def map_tools(
 ) -> None:
     tools = fields.pop("tools", None)
     given_choice = fields.pop("tool_choice", None)
-    parallel = fields.pop("parallel_tool_calls", None)
     search = fields.pop("web_search_options", None)
-    if parallel is not None and not isinstance(parallel, bool):
-        raise bad("'parallel_tool_calls' must be true or false.", "parallel_tool_calls")
     if tools is not None and not isinstance(tools, list):
         raise bad("'tools' must be a list.", "tools")
     declarations: list[Fields] = []
@@ -113,8 +110,6 @@ def map_tools(
         for where, _ in own:
             drop(where, "Before Gemini 3 Google's own tools cannot stand beside functions; send one of the two.")
         own = []
-    if declarations and parallel is False:
-        drop("parallel_tool_calls", "Gemini may always call several functions at once; remove it.")
     kept, calling = _choice(given_choice, declarations, names)
     if calling is None and is_strict and kept and model.has_validated_mode:
         calling = {"mode": "VALIDATED"}
