@@ -11,6 +11,7 @@ from sidecar.translate.providers.anthropic import Anthropic
 from sidecar.translate.providers.azure import Azure
 from sidecar.translate.providers.bedrock import Bedrock
 from sidecar.translate.providers.bedrock_invoke import BedrockInvoke
+from sidecar.translate.providers.cohere import Cohere
 from sidecar.translate.providers.gemini import Gemini
 from sidecar.translate.providers.openai import OpenAI
 from sidecar.translate.providers.sagemaker import SageMaker
@@ -29,6 +30,7 @@ def _collect() -> dict[str, Provider]:
         SageMaker(),
         Gemini(),
         Vertex(),
+        Cohere(),
         SimulatedProvider(),
         *COMPATIBLE.values(),
     ):

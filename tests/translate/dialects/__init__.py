@@ -13,6 +13,7 @@ from sidecar.translate.compatible import COMPATIBLE, shape_of
 from tests.translate.dialects.anthropic import AnthropicMessages
 from tests.translate.dialects.base import Dialect
 from tests.translate.dialects.bedrock import Converse, InvokeClaude, SageMakerChat
+from tests.translate.dialects.cohere import CohereChat
 from tests.translate.dialects.gemini import GeminiContents, VertexContents
 from tests.translate.dialects.openai import OpenAIChat
 
@@ -24,6 +25,7 @@ DIALECTS: Mapping[str, Dialect] = {
     "sagemaker": SageMakerChat(),
     "gemini": GeminiContents(),
     "vertex": VertexContents(),
+    "cohere": CohereChat(),
 }
 """Of the providers that do not speak OpenAI's dialect, or frame it otherwise, by name."""
 
