@@ -39,6 +39,9 @@ from sidecar.db import Database
 from sidecar.db.vault import Vault
 from sidecar.errors import RefusedError, UnavailableError
 from sidecar.gateway import Gateway, error_response
+from sidecar.idempotency.memory import MemoryAnswers
+from sidecar.idempotency.redis import RedisAnswers
+from sidecar.heartbeat import Heartbeat
 from sidecar.identity.callers import Callers
 from sidecar.identity.feed import ChangeFeed
 from sidecar.identity.keys import Keys
@@ -94,7 +97,8 @@ def build_stack(
     fetch_media: FetchMedia | None,
 ) -> ASGIApp:
     """A request's way, from the client down to the provider."""
-    app: ASGIApp = UpstreamProxy(transport=transport)
+    app: ASGIApp = UpstreamProxy(transport=transport, heartbeat=heartbeat)
+    heartbeat: Heartbeat,
     app = TranslateMiddleware(app, fetch_media=fetch_media)
     app = RouteMiddleware(app, catalog=catalog, policy=routing, router=router, places=places)
     app = SpendMiddleware(app, recorder=recorder)
@@ -205,6 +209,7 @@ def build_app(
         store=store,
         ledger=ledger,
         tree=tree,
+        heartbeat=Heartbeat(config.server.heartbeat_s, is_early=config.server.heartbeat_early),
         keys=keys,
         metrics=metrics,
         redis_url=redis_url,

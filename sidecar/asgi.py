@@ -8,6 +8,7 @@ middleware.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -35,6 +36,8 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 SETTLE_LIMIT_S = 10.0
 """How long settling may take once the request itself was cancelled."""
 
+_BODY_HEADERS = frozenset({b"content-length", b"content-encoding", b"x-sidecar-timeout"})
+_SECONDS = re.compile(rb"\d{1,6}(\.\d{1,6})?")
 _CHAT_PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
 _decode = msgspec.json.Decoder().decode
 
@@ -247,7 +250,8 @@ def open_exchange(scope: Scope, receive: Receive, *, now: Callable[[], float] = 
 
 def close_exchange(exchange: Exchange) -> None:
     exchange.inbox.close()
-    exchange.inbox.exchange = None  # no cycle: finished exchanges go without the garbage collector
+    exchange.inbox.exchange = None
+    exchange.front = exchange.begin = exchange.tap_owner = None
     exchange.before_attempt.clear()
 
 
@@ -263,15 +267,19 @@ async def read_body(scope: Scope, exchange: Exchange, limit: int = MAX_BODY_BYTE
     ClientDisconnectedError. The payload is shared: never mutate it."""
     if exchange.payload is not None:
         return exchange.payload
-    length = header(scope, b"content-length")
-    if length is not None and (not length.isdigit() or int(length[:20]) > limit):
-        raise _too_large(limit)
-    encoding = header(scope, b"content-encoding")
-    if encoding is not None and encoding != b"identity":
-        raise BadRequestError(
-            "The gateway refused the request: it does not read compressed bodies. Send it without content-encoding.",
-            code="unsupported_encoding",
-        )
+    for name, value in scope["headers"]:
+        if name in _BODY_HEADERS:
+            if name == b"content-length":
+                if not value.isdigit() or int(value[:20]) > limit:
+                    raise _too_large(limit)
+            elif name == b"x-sidecar-timeout":
+                exchange.deadline_s = _seconds(value)
+            elif value != b"identity":
+                raise BadRequestError(
+                    "The gateway refused the request: it does not read compressed bodies. "
+                    "Send it without content-encoding.",
+                    code="unsupported_encoding",
+                )
     raw = await exchange.inbox.read(limit)
     try:
         payload = _decode(raw) if len(raw) < BIG_BYTES else await aside(decode_big, raw)
@@ -311,6 +319,18 @@ async def aside(work: Callable[..., T], *args: Any) -> T:
 
 
 def candidates_of(exchange: Exchange, catalog: Catalog) -> tuple[Deployment, ...]:
+def _seconds(value: bytes) -> float:
+    """Of `x-sidecar-timeout`."""
+    if _SECONDS.fullmatch(value.strip()) is None or not (seconds := float(value)):
+        raise BadRequestError(
+            "The gateway refused the request: 'x-sidecar-timeout' must be a number of seconds above 0, such as 30 or "
+            "2.5.",
+            param="x-sidecar-timeout",
+            code="bad_timeout",
+        )
+    return seconds
+
+
     """The deployments this caller may be served by; computed once per exchange, by the first who asks."""
     if exchange.candidates is None:
         exchange.candidates = catalog.candidates(exchange.model, exchange.caller)
@@ -320,7 +340,8 @@ def candidates_of(exchange: Exchange, catalog: Catalog) -> tuple[Deployment, ...
 async def refuse(
     exchange: Exchange, error: SidecarError, send: Send, extra: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
-    """Answer with an OpenAI error and set the outcome. Does nothing if the answer has started or nobody is there."""
+    """Answer with an OpenAI error and set the outcome. If the answer has started, only one that a heartbeat began is
+    ended; nothing happens if nobody is there."""
     if exchange.outcome is None:
         exchange.outcome = "refused" if isinstance(error, RefusedError) else "provider_error"
         exchange.error = error
@@ -335,6 +356,8 @@ async def refuse(
         *extra,
     ]
     if error.retry_after_s is not None:
+        if exchange.front is not None and exchange.front.is_early and not exchange.client_left:
+            await exchange.front.end_with(error)
         # Whole seconds, rounded up: coming back earlier would be refused again.
         headers.append((b"retry-after", str(max(1, int(-(-error.retry_after_s // 1)))).encode()))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
@@ -395,15 +418,20 @@ def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 class Front:
-    """The outermost send wrapper: knows whether the answer has started and ended as the client sees it."""
+    """The outermost send wrapper: knows whether the answer has started and ended as the client sees it, and writes into
+    the silence of a stream (`sidecar.heartbeat`). `is_early`: a heartbeat began the answer, and nothing else of it is
+    out yet."""
 
-    __slots__ = ("_exchange", "_send")
+    __slots__ = ("_exchange", "_send", "beating", "is_early", "last")
 
     def __init__(self, exchange: Exchange, send: Send) -> None:
         self._exchange = exchange
         self._send = send
 
     def __call__(self, message: Message) -> Awaitable[None]:
+COMMENT = b": keep-alive\n\n"
+
+
         if message["type"] == "http.response.body":
             if not message.get("more_body", False):
                 self._exchange.answer_ended = True
@@ -411,3 +439,71 @@ class Front:
             self._exchange.answer_started = True
             self._exchange.status = message["status"]
         return self._send(message)
+        self.beating: asyncio.Task[None] | None = None
+        self.is_early = False
+        self.last: Message | None = None
+        exchange.front = self
+            self.last = message
+            if self.is_early:
+                return self._second_start(message)
+
+    def start_beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Only while nobody else sends; who sends next awaits `quiet` first."""
+        if self.beating is None or self.beating.done():
+            self.beating = loop.create_task(self._beat())
+
+    async def quiet(self) -> None:
+        beating, self.beating = self.beating, None
+        if beating is not None and not beating.done():
+            await asyncio.wait({beating})
+
+    async def _beat(self) -> None:
+        exchange = self._exchange
+        if exchange.answer_ended or exchange.client_left:
+            return
+        try:
+            if not exchange.answer_started:
+                attempt = exchange.attempt
+                headers = [
+                    (b"content-type", b"text/event-stream; charset=utf-8"),
+                    (b"cache-control", b"no-cache"),
+                    (b"x-request-id", exchange.exchange_id.encode()),
+                ]
+                if attempt is not None and attempt.dropped:
+                    headers.append((b"x-sidecar-dropped", ",".join(attempt.dropped).encode("ascii", "replace")))
+                start = {"type": "http.response.start", "status": 200, "headers": headers}
+                await (exchange.begin or self)(start)
+                self.is_early = True
+            await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+        except Exception:  # noqa: BLE001 - whoever went, `receive` tells it
+            return
+
+    async def _second_start(self, message: Message) -> None:
+        """The client has a 200 and comments: an answer that is no stream has to become an event of one."""
+        self.is_early = False
+        if message["status"] >= 300 or not is_event_stream(message["headers"]):
+            self._send = _AsEvent(self._send)
+
+    async def end_with(self, error: SidecarError) -> None:
+        """After an early beginning: an error event, no `[DONE]`."""
+        await self.quiet()
+        self.is_early = False
+        event = b"data: " + error.body_bytes() + b"\n\n"
+        await self({"type": "http.response.body", "body": event, "more_body": False})
+
+
+class _AsEvent:
+    """Makes an answer's whole body the data of one event."""
+
+    __slots__ = ("_parts", "_send")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._parts: list[bytes] = []
+
+    async def __call__(self, message: Message) -> None:
+        self._parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            lines = b"".join(self._parts).splitlines()
+            event = b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})

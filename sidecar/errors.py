@@ -214,15 +214,17 @@ class UpstreamBrokenError(UpstreamError):
 
 
 class UpstreamTimeoutError(UpstreamError):
-    """`phase` is connect, first_byte, gap or total."""
+    """`phase` is connect, first_byte, gap or total. `is_sent`: false where the total ran out while connecting."""
 
     status, code = 504, "upstream_timeout"
     kind: ErrorKind = "timeout"
 
-    def __init__(self, message: str, *, phase: Literal["connect", "first_byte", "gap", "total"]) -> None:
+    def __init__(
+        self, message: str, *, phase: Literal["connect", "first_byte", "gap", "total"], is_sent: bool = True
+    ) -> None:
         super().__init__(message, code=f"upstream_timeout_{phase}")
         self.phase = phase
-        self.may_be_billed = phase != "connect"
+        self.may_be_billed = is_sent and phase != "connect"
 
 
 class HoldUsedUpError(UpstreamError):

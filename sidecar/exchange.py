@@ -5,7 +5,9 @@ Who writes which field (one writer each):
     exchange_id, request_id, started_at   open_exchange (asgi.py)
     identity                              Auth, through `identify()`
     end_user_id, tags                     Auth
-    raw, payload, model, is_stream        read_body (asgi.py)
+    raw, payload, model, is_stream, deadline_s   read_body (asgi.py)
+    front                                 the outermost send wrapper, by itself (asgi.Front)
+    begin                                 Route
     candidates                            the first who asks, through `asgi.candidates_of`
     attempts                              Route, else Spend(deployment=), Translate or the proxy: `begin_attempt()`
     answering, attempt.is_running, .is_lost   Route: two attempts may be under way at once
@@ -30,7 +32,7 @@ from sidecar.errors import SidecarError, StackOrderError, UpstreamError
 from sidecar.types import UNKNOWN_USAGE, Deployment, Identity, Outcome, Usage
 
 if TYPE_CHECKING:
-    from sidecar.asgi import Inbox
+    from sidecar.asgi import Front, Inbox, Send
     from sidecar.limits.admission import Grant
 
 SCOPE_KEY = "sidecar"
@@ -138,6 +140,8 @@ class Exchange:
     model: str = ""
     is_stream: bool = False
     edits: dict[str, Any] = field(default_factory=dict)
+    deadline_s: float | None = None
+    """What the client gives the whole request (`x-sidecar-timeout`); it can only shorten ours."""
     estimate: tuple[int, int | None] | None = None
     candidates: tuple[Deployment, ...] | None = None
     attempts: list[Attempt] = field(default_factory=list)
@@ -150,6 +154,9 @@ class Exchange:
     is_translated: bool = False
     tap_owner: object | None = None
     seen_usage: Usage = UNKNOWN_USAGE
+    front: Front | None = None
+    begin: Send | None = None
+    """The way up from Route, which a heartbeat begins an answer by: so that it gets the headers of the layers there."""
     status: int = 0
     answer_started: bool = False
     answer_ended: bool = False

@@ -148,6 +148,7 @@ Duration = Annotated[str, AfterValidator(_duration), Field(json_schema_extra={"e
 Usd = Annotated[Decimal, Field(ge=0, le=9_000_000, decimal_places=9, allow_inf_nan=False), BeforeValidator(_usd)]
 Rate = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=12, allow_inf_nan=False), BeforeValidator(_usd)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), BeforeValidator(number)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False), BeforeValidator(number)]
 Int = Annotated[int, BeforeValidator(number)]
 Count = Annotated[int, Field(ge=0, le=10**12), BeforeValidator(number)]
 Tokens = Annotated[int, Field(ge=1, le=10_000_000), BeforeValidator(number)]

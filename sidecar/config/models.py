@@ -19,6 +19,7 @@ from sidecar.config.fields import (
     Name,
     Rate,
     Seconds,
+    SecondsOrNone,
     SecretField,
     SecretText,
     Strict,
@@ -41,6 +42,8 @@ class ServerSettings(Strict):
     port: Int = Field(default=4000, ge=0, le=65535)
     workers: Int = Field(default=1, ge=1, le=64)
     grace_s: Seconds = 30.0
+    heartbeat_s: SecondsOrNone = 15.0
+    heartbeat_early: bool = False
 
 
 class AuthSettings(Strict):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 from sidecar.admit import estimate_of
 from sidecar.asgi import (
@@ -30,7 +31,14 @@ from sidecar.asgi import (
     refuse,
 )
 from sidecar.attempts import Dispatch, Places
-from sidecar.errors import BadRequestError, NotFoundError, RateLimitedError, RefusedError, UpstreamError
+from sidecar.errors import (
+    BadRequestError,
+    NotFoundError,
+    RateLimitedError,
+    RefusedError,
+    UnavailableError,
+    UpstreamError,
+)
 from sidecar.exchange import Exchange
 from sidecar.routing.affinity import prefix_of
 from sidecar.routing.candidates import Candidates, Try
@@ -83,6 +91,7 @@ class RouteMiddleware:
             await read_body(scope, exchange)
             candidates = candidates_of(exchange, self.catalog)
             exchange.is_routed = True
+            exchange.begin = send
             await self._dispatch(scope, exchange, candidates, send)
         except RefusedError as error:
             await refuse(exchange, error, send)
@@ -145,9 +154,21 @@ class RouteMiddleware:
             )
 
     def _plan(self, exchange: Exchange, candidates: Sequence[Deployment], here: Here, started_at: float) -> Plan:
-        return attempts(
-            candidates, policy=self.policy, world=here, now=exchange.now, draw=self.draw, started_at=started_at
-        )
+        policy = self.policy_of(exchange, started_at)
+        return attempts(candidates, policy=policy, world=here, now=exchange.now, draw=self.draw, started_at=started_at)
+
+    def policy_of(self, exchange: Exchange, started_at: float) -> Policy:
+        """With the client's own deadline, if that is sooner. It began when the request came."""
+        policy = self.policy
+        if exchange.deadline_s is None:
+            return policy
+        left = exchange.deadline_s - (started_at - exchange.started_at)
+        if left < 0.01:
+            raise UnavailableError(
+                "The gateway refused the request: its 'x-sidecar-timeout' ran out before a provider could be asked.",
+                code="deadline_passed",
+            )
+        return replace(policy, deadline_s=left) if left < policy.deadline_s else policy
 
     def _here(self, exchange: Exchange, candidates: Sequence[Deployment]) -> Here:
         """What the choice depends on besides the board."""

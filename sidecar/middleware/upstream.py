@@ -17,11 +17,13 @@ from sidecar.asgi import (
     Scope,
     Send,
     close_exchange,
+    is_event_stream,
     open_exchange,
     refuse,
 )
 from sidecar.errors import BodyTooLargeError, RefusedError, UpstreamError
 from sidecar.exchange import Attempt, Exchange, attempt_in
+from sidecar.heartbeat import Heartbeat
 from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment, Headers
 from sidecar.upstream.auth import make_authorizer, static_headers
@@ -99,11 +101,15 @@ class _Target:
 
 
 class UpstreamProxy:
-    """`deployment` is needed only when nothing above announces an attempt. Its `base_url` is put before the path."""
+    """`deployment` is needed only when nothing above announces an attempt. Its `base_url` is put before the path.
+    `heartbeat`: how streams are kept alive while the provider is silent."""
 
-    def __init__(self, *, transport: Transport, deployment: Deployment | None = None) -> None:
+    def __init__(
+        self, *, transport: Transport, deployment: Deployment | None = None, heartbeat: Heartbeat | None = None
+    ) -> None:
         self.transport = transport
         self.deployment = deployment
+        self.heartbeat = heartbeat if heartbeat is not None else Heartbeat()
         self._targets: dict[str, tuple[Deployment, _Target]] = {}
 
     def _target(self, deployment: Deployment) -> _Target:
@@ -213,6 +219,8 @@ class UpstreamProxy:
         guard = _LeaveGuard()
         exchange.inbox.on_left(guard.left)
         answer: HttpAnswer | None = None
+        front = exchange.front if exchange.is_stream and self.heartbeat.every_s else None
+        silent = self.heartbeat.watch(front, guard) if front is not None and self.heartbeat.is_early else None
         try:
             try:
                 guard.is_waiting = True
@@ -222,11 +230,18 @@ class UpstreamProxy:
                 guard.is_waiting = False
                 attempt.status = answer.status
                 attempt.first_byte_at = exchange.now()
+                if front is not None:
+                    if silent is None and answer.status < 300 and _is_stream(exchange, answer):
+                        silent = self.heartbeat.watch(front, guard)
+                    if front.beating is not None:
+                        await front.quiet()
                 await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
                 while True:
                     guard.is_waiting = True
                     piece = await answer.read()
                     guard.is_waiting = False
+                    if front is not None and front.beating is not None:
+                        await front.quiet()
                     is_last = answer.is_complete or not piece
                     if is_last:
                         if not exchange.is_translated:
@@ -256,6 +271,15 @@ class UpstreamProxy:
             exchange.inbox.not_on_left(guard.left)
             if answer is not None and not answer.is_complete:
                 answer.abort()
+            if silent is not None and front is not None:
+                self.heartbeat.forget(silent)
+                if front.beating is not None:
+                    await front.quiet()
+
+
+def _is_stream(exchange: Exchange, answer: HttpAnswer) -> bool:
+    """To the client: a translator makes one of whatever form the provider's has."""
+    return exchange.is_translated or is_event_stream(answer.headers)
 
 
 async def _all_but_the_end(piece: bytes, send: Send) -> bytes:

@@ -149,7 +149,8 @@ class HttptoolsTransport:
     ) -> None:
         scheme, host, port = origin
         tls = self._context() if scheme == "https" else None
-        seconds = min(request.timeouts.connect_s, request.timeouts.total_s)
+        times = request.timeouts
+        seconds = min(times.connect_s, times.total_s)
         try:
             async with asyncio.timeout(seconds):
                 await loop.create_connection(
@@ -157,7 +158,9 @@ class HttptoolsTransport:
                 )
         except TimeoutError:
             raise UpstreamTimeoutError(
-                f"The gateway could not reach the provider within {seconds:g} s.", phase="connect"
+                f"The gateway could not reach the provider within {seconds:g} s.",
+                phase="connect" if times.connect_s <= times.total_s else "total",
+                is_sent=False,
             ) from None
         except ssl.SSLCertVerificationError as error:
             raise UpstreamConnectError(

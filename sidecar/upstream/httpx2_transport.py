@@ -105,7 +105,9 @@ class Httpx2Transport:
         except (TimeoutError, httpx2.ConnectTimeout):
             if not is_sent:
                 raise UpstreamTimeoutError(
-                    f"The gateway could not reach the provider within {connect_s:g} s.", phase="connect"
+                    f"The gateway could not reach the provider within {connect_s:g} s.",
+                    phase="connect" if times.connect_s <= times.total_s else "total",
+                    is_sent=False,
                 ) from None
             phase: Phase = "first_byte" if request.is_stream and times.first_byte_s < times.total_s else "total"
             raise UpstreamTimeoutError(f"The provider was too slow ({phase} timeout).", phase=phase) from None
