@@ -94,11 +94,11 @@ def build_stack(
     routing: Policy,
     places: DeploymentPlaces,
     transport: Transport,
+    heartbeat: Heartbeat,
     fetch_media: FetchMedia | None,
 ) -> ASGIApp:
     """A request's way, from the client down to the provider."""
     app: ASGIApp = UpstreamProxy(transport=transport, heartbeat=heartbeat)
-    heartbeat: Heartbeat,
     app = TranslateMiddleware(app, fetch_media=fetch_media)
     app = RouteMiddleware(app, catalog=catalog, policy=routing, router=router, places=places)
     app = SpendMiddleware(app, recorder=recorder)
@@ -199,6 +199,7 @@ def build_app(
         routing=build_policy(config),
         places=DeploymentPlaces(admission),
         transport=transport,
+        heartbeat=Heartbeat(config.server.heartbeat_s, is_early=config.server.heartbeat_early),
         fetch_media=media.fetch if media is not None else None,
     )
     routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]
@@ -209,7 +210,6 @@ def build_app(
         store=store,
         ledger=ledger,
         tree=tree,
-        heartbeat=Heartbeat(config.server.heartbeat_s, is_early=config.server.heartbeat_early),
         keys=keys,
         metrics=metrics,
         redis_url=redis_url,

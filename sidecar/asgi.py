@@ -309,16 +309,6 @@ async def read_body(scope: Scope, exchange: Exchange, limit: int = MAX_BODY_BYTE
     return payload
 
 
-_worker = ThreadPoolExecutor(1, "sidecar-big-bodies")
-
-
-async def aside(work: Callable[..., T], *args: Any) -> T:
-    """Do what grows with a big body beside the loop. One thread for all: each more that computes would make the loop
-    wait another switch interval for its turn."""
-    return await asyncio.get_running_loop().run_in_executor(_worker, work, *args)
-
-
-def candidates_of(exchange: Exchange, catalog: Catalog) -> tuple[Deployment, ...]:
 def _seconds(value: bytes) -> float:
     """Of `x-sidecar-timeout`."""
     if _SECONDS.fullmatch(value.strip()) is None or not (seconds := float(value)):
@@ -331,6 +321,16 @@ def _seconds(value: bytes) -> float:
     return seconds
 
 
+_worker = ThreadPoolExecutor(1, "sidecar-big-bodies")
+
+
+async def aside(work: Callable[..., T], *args: Any) -> T:
+    """Do what grows with a big body beside the loop. One thread for all: each more that computes would make the loop
+    wait another switch interval for its turn."""
+    return await asyncio.get_running_loop().run_in_executor(_worker, work, *args)
+
+
+def candidates_of(exchange: Exchange, catalog: Catalog) -> tuple[Deployment, ...]:
     """The deployments this caller may be served by; computed once per exchange, by the first who asks."""
     if exchange.candidates is None:
         exchange.candidates = catalog.candidates(exchange.model, exchange.caller)
@@ -346,6 +346,8 @@ async def refuse(
         exchange.outcome = "refused" if isinstance(error, RefusedError) else "provider_error"
         exchange.error = error
     if exchange.answer_started or exchange.client_left:
+        if exchange.front is not None and exchange.front.is_early and not exchange.client_left:
+            await exchange.front.end_with(error)
         return
     body = error.body_bytes()
     headers = [
@@ -356,8 +358,6 @@ async def refuse(
         *extra,
     ]
     if error.retry_after_s is not None:
-        if exchange.front is not None and exchange.front.is_early and not exchange.client_left:
-            await exchange.front.end_with(error)
         # Whole seconds, rounded up: coming back earlier would be refused again.
         headers.append((b"retry-after", str(max(1, int(-(-error.retry_after_s // 1)))).encode()))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
@@ -417,6 +417,9 @@ def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
+COMMENT = b": keep-alive\n\n"
+
+
 class Front:
     """The outermost send wrapper: knows whether the answer has started and ended as the client sees it, and writes into
     the silence of a stream (`sidecar.heartbeat`). `is_early`: a heartbeat began the answer, and nothing else of it is
@@ -427,25 +430,22 @@ class Front:
     def __init__(self, exchange: Exchange, send: Send) -> None:
         self._exchange = exchange
         self._send = send
-
-    def __call__(self, message: Message) -> Awaitable[None]:
-COMMENT = b": keep-alive\n\n"
-
-
-        if message["type"] == "http.response.body":
-            if not message.get("more_body", False):
-                self._exchange.answer_ended = True
-        elif message["type"] == "http.response.start":
-            self._exchange.answer_started = True
-            self._exchange.status = message["status"]
-        return self._send(message)
         self.beating: asyncio.Task[None] | None = None
         self.is_early = False
         self.last: Message | None = None
         exchange.front = self
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.body":
             self.last = message
+            if not message.get("more_body", False):
+                self._exchange.answer_ended = True
+        elif message["type"] == "http.response.start":
             if self.is_early:
                 return self._second_start(message)
+            self._exchange.answer_started = True
+            self._exchange.status = message["status"]
+        return self._send(message)
 
     def start_beat(self, loop: asyncio.AbstractEventLoop) -> None:
         """Only while nobody else sends; who sends next awaits `quiet` first."""

@@ -139,9 +139,9 @@ class Exchange:
     payload: dict[str, Any] | None = None
     model: str = ""
     is_stream: bool = False
-    edits: dict[str, Any] = field(default_factory=dict)
     deadline_s: float | None = None
     """What the client gives the whole request (`x-sidecar-timeout`); it can only shorten ours."""
+    edits: dict[str, Any] = field(default_factory=dict)
     estimate: tuple[int, int | None] | None = None
     candidates: tuple[Deployment, ...] | None = None
     attempts: list[Attempt] = field(default_factory=list)
@@ -153,10 +153,10 @@ class Exchange:
     is_routed: bool = False
     is_translated: bool = False
     tap_owner: object | None = None
-    seen_usage: Usage = UNKNOWN_USAGE
     front: Front | None = None
     begin: Send | None = None
     """The way up from Route, which a heartbeat begins an answer by: so that it gets the headers of the layers there."""
+    seen_usage: Usage = UNKNOWN_USAGE
     status: int = 0
     answer_started: bool = False
     answer_ended: bool = False
