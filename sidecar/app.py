@@ -39,8 +39,6 @@ from sidecar.db import Database
 from sidecar.db.vault import Vault
 from sidecar.errors import RefusedError, UnavailableError
 from sidecar.gateway import Gateway, error_response
-from sidecar.idempotency.memory import MemoryAnswers
-from sidecar.idempotency.redis import RedisAnswers
 from sidecar.heartbeat import Heartbeat
 from sidecar.identity.callers import Callers
 from sidecar.identity.feed import ChangeFeed
