@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sidecar.errors import BadRequestError, ErrorKind, ProviderError, UpstreamBrokenError
+from sidecar.translate.chunks import call_id
 from sidecar.translate.provider import Auth, Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.providers.anthropic_content import pack_blocks
@@ -263,7 +264,7 @@ class Anthropic(Provider):
                     json_text = arguments if json_text is None else json_text
                     continue
                 name = str(block.get("name") or "")
-                tool_id = str(block.get("id") or f"call_{call.exchange_id}_{len(tool_calls)}")
+                tool_id = str(block.get("id") or call_id(call.exchange_id, len(tool_calls)))
                 if thinking and before:
                     tool_id, before = pack(tool_id, pack_blocks(before)), []
                 tool_calls.append(

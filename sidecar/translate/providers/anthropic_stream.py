@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sidecar.translate.chunks import call_id
 from sidecar.translate.framing import Event
 from sidecar.translate.provider import Call, StreamTranslator, opening
 from sidecar.translate.providers.anthropic_content import pack_blocks
@@ -188,7 +189,7 @@ class AnthropicStream(StreamTranslator):
             self._tool_count += 1
             self.content_started = True
             sent = str(start.get("name") or "")
-            tool_id = str(start.get("id") or f"call_{self._call.exchange_id}_{block.tool_index}")
+            tool_id = str(start.get("id") or call_id(self._call.exchange_id, block.tool_index))
             if self._has_thinking and self._before:
                 tool_id, self._before = pack(tool_id, pack_blocks(self._before)), []
             call = {

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
+from sidecar.translate.chunks import call_id
 from sidecar.translate.content import bad
 from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
 from sidecar.translate.providers.anthropic import openai_usage
@@ -255,7 +256,7 @@ class Bedrock(Provider):
                 if json_tool is not None and tool.name == json_tool:
                     json_text = arguments if json_text is None else json_text
                     continue
-                tool_id = tool.toolUseId or f"call_{call.exchange_id}_{len(tool_calls)}"
+                tool_id = tool.toolUseId or call_id(call.exchange_id, len(tool_calls))
                 if thinking and before:
                     tool_id, before = pack(tool_id, pack_blocks(before)), []
                 tool_calls.append(

@@ -8,24 +8,22 @@ https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModelW
 
 from __future__ import annotations
 
-import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 
 from sidecar.errors import BadRequestError, ProviderError
 from sidecar.translate.aws_events import AWSEventSplitter
-from sidecar.translate.content import bad, remote_urls, sniff
+from sidecar.translate.content import bad, remote_urls
 from sidecar.translate.fields import dropper
 from sidecar.translate.framing import Event
+from sidecar.translate.inline import inlined
 from sidecar.translate.provider import (
     Auth,
     Call,
     Head,
-    Media,
     Reply,
     StreamTranslator,
     UpstreamRequest,
@@ -166,11 +164,9 @@ def _read_as(call: Call) -> Call:
 
 def _prepared(call: Call) -> Call:
     """What Anthropic's translation is given: bytes instead of URLs, and nothing that travels in headers."""
-    payload = dict(call.payload)
+    payload = dict(inlined(call.payload, call.media))
     for name in _IN_HEADERS[:4]:
         payload.pop(name, None)
-    if remote_urls(payload):
-        payload["messages"] = [_inlined(message, call.media) for message in payload["messages"]]
     read = _read_as(call)
     params = {name: value for name, value in read.params.items() if name not in _IN_HEADERS}
     return replace(read, payload=payload, params=params)
@@ -192,38 +188,3 @@ def _headers(call: Call, drop: Drop) -> list[tuple[bytes, bytes]]:
         if isinstance(value, str):
             headers.append((header, value.encode("ascii", "ignore")))
     return headers
-
-
-def _inlined(message: Any, media: Mapping[str, Media]) -> Any:
-    """A message whose pictures and files hold what was fetched."""
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return message
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        value = part.get(kind) if kind in ("image_url", "file") else None
-        if isinstance(value, str):
-            part = {**part, kind: {"url": _data_url(value, media)}}
-        elif isinstance(value, dict):
-            names = ("url",) if kind == "image_url" else ("file_data", "file_url")
-            found = next((value[name] for name in names if _is_remote(value.get(name))), None)
-            if found is not None:
-                kept = {name: inner for name, inner in value.items() if name not in names}
-                part = {**part, kind: {**kept, names[0]: _data_url(found, media)}}
-        parts.append(part)
-    return {**message, "content": parts}
-
-
-def _is_remote(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("https://", "http://"))
-
-
-def _data_url(url: str, media: Mapping[str, Media]) -> str:
-    if not _is_remote(url):
-        return url
-    found = media.get(url)
-    if found is None:
-        raise bad("a picture or file is given by a URL that the gateway could not fetch; send its bytes.", "messages")
-    kind = sniff(found.data) or found.content_type.partition(";")[0].strip().lower()
-    return f"data:{kind};base64,{base64.b64encode(found.data).decode()}"

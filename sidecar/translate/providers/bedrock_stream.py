@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sidecar.translate.aws_events import AWSEventSplitter
+from sidecar.translate.chunks import call_id
 from sidecar.translate.framing import Event
 from sidecar.translate.provider import Call, StreamTranslator, opening
 from sidecar.translate.providers.anthropic_content import pack_blocks
@@ -203,7 +204,7 @@ class BedrockStream(StreamTranslator):
         block.tool_index = self._tool_count
         self._tool_count += 1
         self.content_started = True
-        tool_id = tool.toolUseId or f"call_{self._call.exchange_id}_{block.tool_index}"
+        tool_id = tool.toolUseId or call_id(self._call.exchange_id, block.tool_index)
         if self._has_thinking and self._before:
             tool_id, self._before = pack(tool_id, pack_blocks(self._before)), []
         call = {

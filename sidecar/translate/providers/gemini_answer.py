@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sidecar.translate.chunks import call_id
 from sidecar.translate.provider import Call
 from sidecar.translate.signatures import pack
 from sidecar.translate.tool_names import ToolNames
@@ -149,7 +150,7 @@ class Turn:
             state["before"], self._before = self._before, []
         if state and self.said:
             state["at"] = self.said  # where the text had come to
-        tool_id = given.id or f"call_{self._call.exchange_id.replace('-', '')[-24:]}_{self.index}_{self.tools}"
+        tool_id = given.id or call_id(self._call.exchange_id, self.index, self.tools)
         if state:
             tool_id = pack(tool_id, {"kind": self._provider, **state})
         self.tools += 1

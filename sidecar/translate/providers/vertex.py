@@ -10,21 +10,19 @@ https://cloud.google.com/vertex-ai/generative-ai/docs/maas/call-open-model-apis
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from sidecar.errors import ProviderError
 from sidecar.translate.content import remote_urls
+from sidecar.translate.inline import inlined
 from sidecar.translate.provider import (
     OPENAI_CHAT_FIELDS,
     Call,
     Head,
-    Media,
     Provider,
     Reply,
     StreamTranslator,
@@ -66,8 +64,7 @@ class VertexClaude(Anthropic):
         return remote_urls(call.payload)
 
     def request(self, call: Call) -> UpstreamRequest:
-        if call.media:
-            call = replace(call, payload=inlined(call.payload, call.media))
+        call = replace(call, payload=inlined(call.payload, call.media))
         _, model = model_of(call)
         call = replace(call, edits={**call.edits, "model": model})
         sent = super().request(call)
@@ -156,37 +153,3 @@ class Vertex(Gemini):
         if partner is None or isinstance(error_fields(body).get("status"), str):
             return super().error(call, head, body)
         return partner.error(call, head, body)
-
-
-def inlined(payload: Mapping[str, Any], media: Mapping[str, Media]) -> Mapping[str, Any]:
-    """The request with what was fetched as data URLs in place of the URLs."""
-    messages = payload.get("messages")
-    if not isinstance(messages, list):
-        return payload
-    urls = {
-        url: f"data:{item.content_type};base64,{base64.b64encode(item.data).decode()}" for url, item in media.items()
-    }
-    return {**payload, "messages": [_inlined_message(message, urls) for message in messages]}
-
-
-def _inlined_message(message: Any, urls: Mapping[str, str]) -> Any:
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return message
-    return {**message, "content": [_inlined_part(part, urls) for part in content]}
-
-
-def _inlined_part(part: Any, urls: Mapping[str, str]) -> Any:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in ("image_url", "file"):
-        return part
-    value = part.get(kind)
-    if isinstance(value, str):
-        return {**part, kind: urls.get(value, value)}
-    if not isinstance(value, dict):
-        return part
-    changed = {name: urls[item] for name, item in value.items() if isinstance(item, str) and item in urls}
-    if "file_url" in changed:
-        changed["file_data"] = changed.pop("file_url")
-        value = {name: item for name, item in value.items() if name != "file_url"}
-    return {**part, kind: {**value, **changed}}
