@@ -31,7 +31,7 @@ PLACE_KEYS: Mapping[str, tuple[str, ...]] = {
     for name, provider in PROVIDERS.items()
 }
 """Which provider uses which of the keys that say where a model runs and who asks."""
-OPTION_KEYS = ("region", "project", "api_version")
+OPTION_KEYS = ("region", "project", "api_version", "api")
 _OPTIONAL_KEYS = (*OPTION_KEYS, *sorted({key for keys in CREDENTIAL_KEYS.values() for key in keys}))
 _LOCAL_SUFFIXES = (".local", ".localhost", ".internal", ".lan", ".home.arpa", ".test", ".svc")
 

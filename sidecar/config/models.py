@@ -110,6 +110,7 @@ class DeploymentSettings(Strict):
     region: Name | None = None
     project: Name | None = None
     api_version: Name | None = None
+    api: Literal["chat", "responses"] | None = None
     aws_access_key_id: SecretField | None = None
     aws_secret_access_key: SecretField | None = None
     aws_session_token: SecretField | None = None

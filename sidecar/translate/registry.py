@@ -14,6 +14,7 @@ from sidecar.translate.providers.bedrock_invoke import BedrockInvoke
 from sidecar.translate.providers.cohere import Cohere
 from sidecar.translate.providers.gemini import Gemini
 from sidecar.translate.providers.openai import OpenAI
+from sidecar.translate.providers.responses import Responses
 from sidecar.translate.providers.sagemaker import SageMaker
 from sidecar.translate.providers.simulated import SimulatedProvider
 from sidecar.translate.providers.vertex import Vertex
@@ -23,6 +24,7 @@ def _collect() -> dict[str, Provider]:
     providers: dict[str, Provider] = {}
     for provider in (
         OpenAI(),
+        Responses(),
         Azure(),
         Anthropic(),
         Bedrock(),

@@ -14,11 +14,15 @@ from typing import Any
 from urllib.parse import quote
 
 from sidecar.errors import ProviderError
-from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Auth, Call, Head, UpstreamRequest
+from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Auth, Call, Head, Reply, StreamTranslator, UpstreamRequest
 from sidecar.translate.providers.bedrock import segment_of
 from sidecar.translate.providers.openai import OpenAIDialect, output_cap_name
+from sidecar.translate.providers.responses_models import base_model, speaks_responses
 
 _V1 = "/openai/v1/chat/completions"
+_V1_RESPONSES = "/openai/v1/responses"
+_DATED_RESPONSES = "/openai/responses"
+"""https://learn.microsoft.com/azure/ai-foundry/openai/how-to/responses"""
 _V1_VERSIONS = ("", "v1", "latest")
 """Of these none is sent; `preview` is, on the v1 path too."""
 
@@ -29,7 +33,7 @@ class Azure(OpenAIDialect):
     keyless = "azure"
     service = "https://cognitiveservices.azure.com/.default"
     """https://learn.microsoft.com/azure/ai-foundry/openai/how-to/managed-identity"""
-    takes_options = ("api_version",)
+    takes_options = ("api", "api_version")
     api_key_env = "AZURE_OPENAI_API_KEY"
     docs_url = "https://learn.microsoft.com/azure/ai-foundry/openai/reference"
     params: Mapping[str, str] = dict.fromkeys(OPENAI_CHAT_FIELDS, "passed") | {
@@ -51,15 +55,24 @@ class Azure(OpenAIDialect):
         return changes, removed, dropped
 
     def cap_of(self, call: Call) -> str:
-        base = call.params.get("base_model")
-        return self.cap_name(base if isinstance(base, str) else str(call.edits.get("model", call.model)))
+        return self.cap_name(base_model(call))
 
     def cap_name(self, model: str) -> str:
         return output_cap_name(model)
 
+    def __init__(self) -> None:
+        from sidecar.translate.providers.responses import Responses
+
+        self._responses = Responses(self)
+
     def request(self, call: Call) -> UpstreamRequest:
-        request = super().request(call)
         version = call.options.get("api_version", "")
+        if speaks_responses(call):
+            request = self._responses.request(call)
+            request.path = _V1_RESPONSES if version in (*_V1_VERSIONS, "preview") else _DATED_RESPONSES
+            request.query = "" if version in _V1_VERSIONS else f"api-version={quote(version, safe='')}"
+            return request
+        request = super().request(call)
         if version in _V1_VERSIONS or version == "preview":
             request.path = _V1
         else:
@@ -68,6 +81,14 @@ class Azure(OpenAIDialect):
         if version not in _V1_VERSIONS:
             request.query = f"api-version={quote(version, safe='')}"
         return request
+
+    def response(self, call: Call, head: Head, body: bytes) -> Reply:
+        if speaks_responses(call):
+            return self._responses.response(call, head, body)
+        return super().response(call, head, body)
+
+    def stream(self, call: Call, head: Head) -> StreamTranslator:
+        return self._responses.stream(call, head) if speaks_responses(call) else super().stream(call, head)
 
     def _error(self, call: Call, head: Head, fields: dict[str, Any], *, may_be_billed: bool) -> ProviderError:
         """A filtered prompt says so in `innererror` if not in `code`, and which filters it met.

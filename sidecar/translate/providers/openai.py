@@ -1,4 +1,5 @@
-"""OpenAI chat completions, and the base of every vendor that speaks the same dialect.
+"""OpenAI chat completions, and the base of every vendor that speaks the same dialect. Models that answer on the
+Responses API alone are handed to `responses`.
 
 Bytes pass through; what differs on the wire is a closed list: `model`, `stream_options.include_usage`, the output cap
 under the name the model takes, and the deployment's own defaults. Edits replace top-level values only; every other
@@ -28,6 +29,7 @@ from sidecar.translate.provider import (
     refuse_smuggling,
 )
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
+from sidecar.translate.providers.responses_models import speaks_responses
 from sidecar.translate.signatures import may_be_packed, strip_ids
 from sidecar.translate.usage import (
     NO_CHOICES_FIELD,
@@ -57,6 +59,11 @@ _CODES: dict[str, ErrorKind] = {
     "string_above_max_length": "context_window",
     "content_policy_violation": "content_policy",
     "content_filter": "content_policy",
+    "invalid_prompt": "content_policy",
+    "bio_policy": "content_policy",
+    "misalignment_policy_violation": "content_policy",
+    "image_content_policy_violation": "content_policy",
+    "vector_store_timeout": "timeout",
     "insufficient_quota": "quota",
     "billing_hard_limit_reached": "quota",
     "rate_limit_exceeded": "rate_limit",
@@ -261,9 +268,26 @@ class OpenAI(OpenAIDialect):
         "max_tokens": "passed, or sent as max_completion_tokens (o-series, gpt-5 and later)",
     }
     takes_both_caps = True
+    takes_options = ("api",)
+
+    def __init__(self) -> None:
+        from sidecar.translate.providers.responses import Responses
+
+        self._responses = Responses(self)
 
     def cap_name(self, model: str) -> str:
         return output_cap_name(model)
+
+    def request(self, call: Call) -> UpstreamRequest:
+        return self._responses.request(call) if speaks_responses(call) else super().request(call)
+
+    def response(self, call: Call, head: Head, body: bytes) -> Reply:
+        if speaks_responses(call):
+            return self._responses.response(call, head, body)
+        return super().response(call, head, body)
+
+    def stream(self, call: Call, head: Head) -> StreamTranslator:
+        return self._responses.stream(call, head) if speaks_responses(call) else super().stream(call, head)
 
 
 def _odd_error(data: bytes) -> dict[str, Any] | None:

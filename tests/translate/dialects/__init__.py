@@ -16,10 +16,12 @@ from tests.translate.dialects.bedrock import Converse, InvokeClaude, SageMakerCh
 from tests.translate.dialects.cohere import CohereChat
 from tests.translate.dialects.gemini import GeminiContents, VertexContents
 from tests.translate.dialects.openai import OpenAIChat
+from tests.translate.dialects.responses import ResponsesAPI
 
 OPENAI = OpenAIChat()
 DIALECTS: Mapping[str, Dialect] = {
     "anthropic": AnthropicMessages(),
+    "openai-responses": ResponsesAPI(),
     "bedrock": Converse(),
     "bedrock-invoke": InvokeClaude(),
     "sagemaker": SageMakerChat(),
