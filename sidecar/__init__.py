@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from sidecar.asgi import paths
     from sidecar.exchange import Exchange
     from sidecar.gateway import Gateway
+    from sidecar.idempotency.memory import MemoryAnswers
     from sidecar.inprocess import InProcess
     from sidecar.limits.admission import Admission
     from sidecar.metrics import Metrics
     from sidecar.middleware.auth import AuthMiddleware
     from sidecar.middleware.budget import BudgetMiddleware
+    from sidecar.middleware.idempotency import IdempotencyMiddleware
     from sidecar.middleware.observe import ObserveMiddleware
     from sidecar.middleware.rate_limit import RateLimitMiddleware
     from sidecar.middleware.route import RouteMiddleware
@@ -37,9 +39,11 @@ _WHERE = {
     "Deployment": "sidecar.types",
     "Exchange": "sidecar.exchange",
     "Gateway": "sidecar.gateway",
+    "IdempotencyMiddleware": "sidecar.middleware.idempotency",
     "Identity": "sidecar.types",
     "InProcess": "sidecar.inprocess",
     "Limits": "sidecar.types",
+    "MemoryAnswers": "sidecar.idempotency.memory",
     "Metrics": "sidecar.metrics",
     "ObserveMiddleware": "sidecar.middleware.observe",
     "RateLimitMiddleware": "sidecar.middleware.rate_limit",
@@ -66,9 +70,11 @@ __all__ = [
     "Deployment",
     "Exchange",
     "Gateway",
+    "IdempotencyMiddleware",
     "Identity",
     "InProcess",
     "Limits",
+    "MemoryAnswers",
     "Metrics",
     "ObserveMiddleware",
     "RateLimitMiddleware",

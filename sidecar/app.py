@@ -40,6 +40,8 @@ from sidecar.db.vault import Vault
 from sidecar.errors import RefusedError, UnavailableError
 from sidecar.gateway import Gateway, error_response
 from sidecar.heartbeat import Heartbeat
+from sidecar.idempotency.memory import MemoryAnswers
+from sidecar.idempotency.redis import RedisAnswers
 from sidecar.identity.callers import Callers
 from sidecar.identity.feed import ChangeFeed
 from sidecar.identity.keys import Keys
@@ -55,6 +57,7 @@ from sidecar.limits.store import open_store
 from sidecar.metrics import Metrics
 from sidecar.middleware.auth import AuthMiddleware, KeyLookup, bearer_token
 from sidecar.middleware.budget import BudgetMiddleware
+from sidecar.middleware.idempotency import AnswerStore, IdempotencyMiddleware
 from sidecar.middleware.observe import AccessLog, ObserveMiddleware
 from sidecar.middleware.rate_limit import RateLimitMiddleware
 from sidecar.middleware.route import RouteMiddleware
@@ -75,6 +78,7 @@ from sidecar.upstream.base import Transport
 from sidecar.upstream.media import MediaFetcher
 
 LEASE_S = 10.0
+MIB = 1024 * 1024
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -85,6 +89,9 @@ def build_stack(
     keys: KeyLookup | None,
     callers: Callers | None,
     end_user_header: str | None,
+    answers: AnswerStore | None,
+    max_answer_bytes: int,
+    answer_wait_s: float,
     policy: AdmissionPolicy,
     recorder: Recorder,
     catalog: Catalog,
@@ -102,6 +109,8 @@ def build_stack(
     app = SpendMiddleware(app, recorder=recorder)
     app = BudgetMiddleware(app, policy=policy)
     app = RateLimitMiddleware(app, policy=policy)
+    if answers is not None:
+        app = IdempotencyMiddleware(app, store=answers, max_answer_bytes=max_answer_bytes, wait_s=answer_wait_s)
     if keys is not None:
         app = AuthMiddleware(
             app,
@@ -184,12 +193,16 @@ def build_app(
     transport = _transport(config)
     router = build_router(config)
     media = MediaFetcher(allowed=config.upstream.media_networks) if config.upstream.fetch_media else None
+    answers = _answers(config, redis_url)
     stack = build_stack(
         metrics=metrics,
         access_log=_access_log if config.log.access else None,
         keys=credentials,
         callers=callers,
         end_user_header=end_user_header,
+        answers=answers,
+        max_answer_bytes=config.idempotency.max_answer_mb * MIB,
+        answer_wait_s=config.idempotency.wait_s,
         policy=policy,
         recorder=recorder,
         catalog=catalog,
@@ -245,7 +258,7 @@ def build_app(
         await live.reload()
 
     parts = (database, transport, media, admission, recorder, ticker, live, feed, keys, callers, subjects, cache)
-    closers = [part.aclose for part in (*parts, pauses, jobs) if part is not None]
+    closers = [part.aclose for part in (*parts, answers, pauses, jobs) if part is not None]
     return Gateway(
         stack,
         routes,
@@ -319,6 +332,21 @@ def _shared_cache(url: str) -> RedisSharedCache:
     from redis.backoff import NoBackoff
 
     return RedisSharedCache(Redis.from_url(url, retry=Retry(NoBackoff(), 0)), clock=time.time)
+
+
+def _answers(config: Config, redis_url: str | None) -> MemoryAnswers | RedisAnswers | None:
+    settings = config.idempotency
+    if not settings.enabled:
+        return None
+    if redis_url is None:
+        return MemoryAnswers(keep_s=settings.keep_s, max_bytes=settings.max_total_mb * MIB)
+    return RedisAnswers(
+        redis_url,
+        keep_s=settings.keep_s,
+        max_bytes=settings.max_total_mb * MIB,
+        on_failure=config.store.on_failure,
+        deadline_s=config.store.deadline_s,
+    )
 
 
 def _pauses(url: str, router: Router, catalog: Catalog) -> SharedPauses:

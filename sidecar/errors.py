@@ -9,6 +9,7 @@
     │   ├── NotFoundError           404  invalid_request_error
     │   ├── MethodNotAllowedError   405  invalid_request_error
     │   ├── ConflictError           409  invalid_request_error
+    │   ├── UnprocessableError      422  invalid_request_error
     │   ├── RateLimitedError        429  rate_limit_error       (retry_after_s)
     │   ├── BudgetExceededError     429  budget_exceeded
     │   ├── UnpricedModelError      403  permission_error
@@ -130,6 +131,10 @@ class MethodNotAllowedError(RefusedError):
 
 class ConflictError(RefusedError):
     status, type, code = 409, "invalid_request_error", "conflict"
+
+
+class UnprocessableError(RefusedError):
+    status, type, code = 422, "invalid_request_error", "unprocessable"
 
 
 class RateLimitedError(RefusedError):

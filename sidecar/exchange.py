@@ -18,6 +18,7 @@ Who writes which field (one writer each):
     attempt.cost_nano, .cost_status       Spend, else Budget
     attempt.output_max                    Budget, through admit.py
     outcome, error                        asgi.refuse, else the tap
+    replay_of                             Idempotency
 """
 
 from __future__ import annotations
@@ -162,6 +163,8 @@ class Exchange:
     answer_ended: bool = False
     outcome: Outcome | None = None
     error: SidecarError | None = None
+    replay_of: str | None = None
+    """The exchange whose kept answer this one got."""
 
     def identify(self, identity: Identity) -> None:
         """Auth's write. A second, different identity means two Auth layers disagree."""

@@ -181,6 +181,17 @@ class BudgetSettings(Strict):
     default_output_tokens: Tokens = 4096
 
 
+Megabytes = Annotated[int, Field(ge=1, le=65_536), BeforeValidator(number)]
+
+
+class IdempotencySettings(Strict):
+    enabled: bool = True
+    keep_s: Seconds = 3600.0
+    wait_s: Seconds = 60.0
+    max_answer_mb: Megabytes = 1
+    max_total_mb: Megabytes = 64
+
+
 class SinkSettings(Strict):
     """Where finished spend records go besides the ledger; the URL's scheme says how."""
 
@@ -264,6 +275,7 @@ class Config(BaseSettings):
     routing: RoutingSettings = RoutingSettings()
     limits: LimitSettings = LimitSettings()
     budget: BudgetSettings = BudgetSettings()
+    idempotency: IdempotencySettings = IdempotencySettings()
     spend: SpendSettings = SpendSettings()
     jobs: JobSettings = JobSettings()
     log: LogSettings = LogSettings()

@@ -258,7 +258,8 @@ class _Answer:
             return
         try:
             await self._spend.record_all(self._exchange)
-        except UnavailableError:
+        except UnavailableError as error:
+            self._exchange.outcome, self._exchange.error = "incomplete", error
             # The record could not be written: the answer is cut, it must not look whole.
             await self._send({"type": "http.response.body", "body": _CUT_EVENT, "more_body": False})
             return

@@ -154,7 +154,7 @@ def test_the_make_targets_it_names_exist() -> None:
 
 def test_every_middleware_in_the_picture_is_a_file() -> None:
     named = re.findall(r"│ (\w+)Middleware ", README.read_text("utf-8"))
-    assert len(named) == 7
+    assert len(named) == 8
     for name in named:
         snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
         assert (REPO / "sidecar" / "middleware" / f"{snake}.py").exists()
