@@ -138,7 +138,7 @@ class RouteMiddleware:
             if plan is None:
                 here = Here(self.router, self.draw)
                 plan = self._plan(exchange, candidates, here, started_at)
-                next(plan)
+                next(plan, None)  # its deadline may be over
             step = _advance(plan, outcome)
         if failures:
             extra = [(b"x-sidecar-attempts", str(len(exchange.attempts)).encode())]
