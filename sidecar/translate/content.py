@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from sidecar.errors import BadRequestError
+from sidecar.translate.losses import note
 from sidecar.translate.signatures import bare_id
 from sidecar.translate.usage import NOT_JSON
 
@@ -314,7 +315,10 @@ def arguments_of(arguments: Any) -> dict[str, Any]:
             given = arguments
     elif isinstance(arguments, dict):
         given = arguments
-    return given if isinstance(given, dict) else {"malformed_arguments": arguments}
+    if isinstance(given, dict):
+        return given
+    note("replaced", "tool call arguments", "no JSON object; sent as {malformed_arguments: …}")
+    return {"malformed_arguments": arguments}
 
 
 def tool_calls_of(message: Mapping[str, Any], where: str) -> Iterator[ToolCall]:

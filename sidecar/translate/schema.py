@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from sidecar.errors import BadRequestError
+from sidecar.translate.losses import is_asked, note
 from sidecar.translate.schema_refs import (
     MAX_BRANCHES,
     MAX_DEPTH,
@@ -64,7 +65,11 @@ def rewrite(schema: Any, rules: SchemaRules, *, tool: str = "", where: str = "sc
         if not isinstance(schema, dict):
             raise SchemaError("the schema must be an object.")
         raw = _encode(schema)
-        return _rewrite(schema, rules) if len(raw) > MAX_KEPT else _rewrite_kept(raw, rules)
+        made = _rewrite(schema, rules) if len(raw) > MAX_KEPT else _rewrite_kept(raw, rules)
+        if is_asked() and made.schema != schema:
+            lost = f"; not enforced: {', '.join(made.lost[:20])}" if made.lost else ""
+            note("schema", where, f"rewritten for {rules.vendor}{lost}")
+        return made
     except SchemaError as error:
         what = str(error)
     except (*NOT_JSON, TypeError, OverflowError):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sidecar.translate.losses import note
+
 
 @dataclass(frozen=True, slots=True)
 class NameRules:
@@ -77,6 +79,8 @@ class ToolNames:
             found = sent_name(name, self._rules, digits=digits)
         self._sent[name] = found
         self._originals[found] = name
+        if found != name:
+            note("renamed", f"tool {name:.80}", f"sent as {found}, and back in the answer")
         return found
 
     def sent(self, name: str) -> str:

@@ -362,7 +362,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
                     "name": "f",
                     "strict": True,
                     "allowed_callers": ["direct"],
-                    "input_schema": {"type": "object", "$schema": "https://json-schema.org/draft/2020-12/schema"},
+                    "input_schema": {"type": "object", "additionalProperties": False},
                 },
             ]
         },

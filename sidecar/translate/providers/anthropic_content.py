@@ -27,6 +27,7 @@ from sidecar.translate.content import (
     parts_of,
     tool_calls_of,
 )
+from sidecar.translate.losses import note
 from sidecar.translate.signatures import MARK, bare_id, unpack
 
 Block = dict[str, Any]
@@ -45,7 +46,9 @@ def tool_name(name: Any, where: str) -> str:
     if _TOOL_NAME.fullmatch(name):
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:10]
-    return f"{re.sub(r'[^a-zA-Z0-9_-]', '_', name)[:53]}_{digest}"
+    sent = f"{re.sub(r'[^a-zA-Z0-9_-]', '_', name)[:53]}_{digest}"
+    note("renamed", f"tool {name:.80}", f"sent as {sent}, and back in the answer")
+    return sent
 
 
 def tool_id(value: Any, where: str) -> str:

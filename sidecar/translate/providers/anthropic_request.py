@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.translate.content import bad
-from sidecar.translate.fields import dropper
+from sidecar.translate.fields import Drop, dropper
+from sidecar.translate.losses import is_asked, note
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.providers.anthropic_content import Block, called_tools, convert_messages, tool_name
 from sidecar.translate.providers.anthropic_models import ModelTraits, traits
+from sidecar.translate.schema import rewrite
+from sidecar.translate.schema_rules import CLAUDE_STRICT
 
 DEFAULT_MAX_TOKENS = 4096
 THINKING_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32000}
@@ -31,6 +34,7 @@ _DONE = (
     "stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "anthropic_beta",
     "structured_output", "base_model",
 )  # fmt: skip
+STRUCTURE_LOST = ("/additionalProperties", "/$ref", "/patternProperties")
 _TOOL_EXTRAS = ("cache_control", "defer_loading", "allowed_callers", "input_examples", "eager_input_streaming")
 
 
@@ -95,11 +99,17 @@ def build(provider: Provider, call: Call) -> RequestPlan:
         body["system"] = system
     body["messages"] = turns
 
-    _tools(fields, body, turns, drop)
+    _tools(fields, plan, turns, model_traits, drop)
     if _resumes_unthinking(fields, turns, model_traits):
         del fields["reasoning_effort"]
         plan.dropped.append("reasoning_effort")
     is_thinking = set_thinking(call, fields, body, model_traits, drop)
+    if (
+        is_asked()
+        and call.edits.get("output_cap") is None
+        and not {"max_tokens", "max_completion_tokens"} & fields.keys()
+    ):
+        note("capped", "max_tokens", f"none asked for, and Claude needs one: {body['max_tokens']}")
     _response_format(call, fields, plan, is_thinking, drop)
     _sampling(fields, body, model_traits, drop)
     _stop(fields, body, drop)
@@ -147,7 +157,7 @@ def _choice(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def _tool(tool: Any, where: str, drop: Any) -> Block:
+def _tool(tool: Any, where: str, model: ModelTraits, dropped: list[str], drop: Drop) -> Block:
     if not isinstance(tool, dict):
         raise bad(f"'{where}' must be an object.", where)
     kind = tool.get("type", "function")
@@ -173,8 +183,13 @@ def _tool(tool: Any, where: str, drop: Any) -> Block:
         if description:
             result["description"] = description
     result["input_schema"] = schema
-    if function.get("strict") is True:
-        result["strict"] = True
+    if function.get("strict") is True:  # the SDKs send it by themselves, so it is no reason to refuse
+        place = f"{where}.function.parameters"
+        strict = strict_schema(schema, place, function["name"]) if model.has_native_schema else None
+        if strict is None:
+            dropped.append(f"{where}.function.strict")
+        else:
+            result["input_schema"], result["strict"] = strict, True
     for extra in _TOOL_EXTRAS:
         value = tool.get(extra, function.get(extra))
         if value is not None and value != []:
@@ -185,7 +200,8 @@ def _tool(tool: Any, where: str, drop: Any) -> Block:
     return result
 
 
-def _tools(fields: dict[str, Any], body: dict[str, Any], turns: list[Block], drop: Any) -> None:
+def _tools(fields: dict[str, Any], plan: RequestPlan, turns: list[Block], model: ModelTraits, drop: Drop) -> None:
+    body = plan.body
     tools = fields.pop("tools", None)
     choice_given = fields.pop("tool_choice", None)
     parallel = fields.pop("parallel_tool_calls", None)
@@ -193,7 +209,7 @@ def _tools(fields: dict[str, Any], body: dict[str, Any], turns: list[Block], dro
         raise bad("'parallel_tool_calls' must be true or false.", "parallel_tool_calls")
     if tools is not None and not isinstance(tools, list):
         raise bad("'tools' must be a list.", "tools")
-    converted = [_tool(tool, f"tools[{index}]", drop) for index, tool in enumerate(tools or ())]
+    converted = [_tool(tool, f"tools[{index}]", model, plan.dropped, drop) for index, tool in enumerate(tools or ())]
     choice: dict[str, Any] | None = None
     if isinstance(choice_given, dict) and choice_given.get("type") == "allowed_tools":
         converted, choice = _allowed(choice_given, converted)
@@ -285,6 +301,7 @@ def set_thinking(call: Call, fields: dict[str, Any], body: dict[str, Any], model
                 "max_completion_tokens",
             )
         thinking = {**(thinking or {}), "budget_tokens": max(MIN_THINKING_BUDGET, limit - 1)}
+        note("capped", "reasoning_effort", f"{budget} tokens of thinking cut to {thinking['budget_tokens']}")
     body["max_tokens"] = limit
     if thinking is not None:
         body["thinking"] = thinking
@@ -293,26 +310,13 @@ def set_thinking(call: Call, fields: dict[str, Any], body: dict[str, Any], model
     return thinking is not None and thinking.get("type") != "disabled"
 
 
-def _closed(schema: Any) -> Any:
-    """The schema with every object closed, as native output wants it; raises `LookupError` for one that is open."""
-    if isinstance(schema, list):
-        return [_closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in ("properties", "$defs", "definitions", "patternProperties") and isinstance(value, dict):
-            result[key] = {name: _closed(sub) for name, sub in value.items()}
-        elif key in ("const", "enum", "default", "examples"):
-            result[key] = value
-        else:
-            result[key] = _closed(value)
-    kind = schema.get("type")
-    if kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema:
-        if schema.get("additionalProperties", False) is not False:
-            raise LookupError("open object")
-        result["additionalProperties"] = False
-    return result
+def strict_schema(schema: dict[str, Any], where: str, tool: str = "") -> dict[str, Any] | None:
+    """The schema in the part of JSON Schema that Claude enforces: objects closed, ranges and lengths as words; `None`
+    if an open or recursive object would be said wrongly.
+    https://platform.claude.com/docs/en/build-with-claude/structured-outputs#json-schema-limitations"""
+    written = rewrite(schema, CLAUDE_STRICT, tool=tool, where=where)
+    is_other = any(path.endswith(STRUCTURE_LOST) for path in written.lost) or written.schema.get("type") != "object"
+    return None if is_other else written.schema
 
 
 def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any]:
@@ -330,11 +334,7 @@ def _native_schema(call: Call, response_format: Mapping[str, Any]) -> dict[str, 
         return None
     if not traits(call.edits.get("model", call.model)).has_native_schema:
         return None
-    try:
-        closed: dict[str, Any] = _closed(_schema_of(response_format))
-    except LookupError:
-        return None
-    return closed
+    return strict_schema(_schema_of(response_format), "response_format.json_schema.schema")
 
 
 def _response_format(call: Call, fields: dict[str, Any], plan: RequestPlan, is_thinking: bool, drop: Any) -> None:
@@ -367,6 +367,7 @@ def _response_format(call: Call, fields: dict[str, Any], plan: RequestPlan, is_t
         if isinstance(inner.get("description"), str) and inner["description"]:
             description = inner["description"]
     plan.json_tool = json_tool_name(call.payload)
+    note("replaced", "response_format", f"by the tool {plan.json_tool}, whose input becomes the content")
     has_tools = bool(body.get("tools")) and body.get("tool_choice", {}).get("type") != "none"
     body["tools"] = [
         *body.get("tools", ()),
@@ -453,5 +454,6 @@ def opaque_user(value: str) -> str:
     """Anthropic wants an opaque id and refuses mail addresses and phone numbers: those, and ids over 256 characters,
     are sent as their SHA-256."""
     if len(value) > 256 or _MAIL_OR_PHONE.fullmatch(value):
+        note("replaced", "user", "by its SHA-256: the vendor refuses mail addresses, phone numbers and long ids")
         return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
     return value

@@ -16,6 +16,7 @@ import msgspec
 
 from sidecar.translate.content import bad
 from sidecar.translate.fields import dropper
+from sidecar.translate.losses import note
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.providers.anthropic_request import json_tool_name, set_thinking, token_cap
 from sidecar.translate.providers.bedrock_content import Contents, cache_point, called_tools, flat
@@ -272,6 +273,7 @@ def _response_format(
         drop("response_format", "This model cannot be made to answer in JSON; ask for it in the prompt.")
         return choice
     plan.json_tool = json_tool_name(call.payload)
+    note("replaced", "response_format", f"by the tool {plan.json_tool}, whose input becomes the content")
     has_tools = bool(config["tools"]) and (choice is None or choice["type"] != "none")
     spec = {"name": plan.json_tool, "description": description, "inputSchema": {"json": schema}}
     config["tools"] = [*config["tools"], {"toolSpec": spec}]
