@@ -59,7 +59,12 @@ PREFIXES: Mapping[str, Prefix] = {
     "xai": Prefix("xai"),
 }
 
-_TAILS = {"anthropic": ("/v1/messages", "/v1"), "azure": ("/chat/completions", "/openai/v1", "/openai")}
+_TAILS = {
+    "anthropic": ("/v1/messages", "/v1"),
+    "azure": ("/chat/completions", "/openai/v1", "/openai"),
+    "cohere": ("/v2/chat", "/v1/chat", "/v2", "/v1"),
+    "ollama": ("/api/chat", "/api/generate", "/api", "/v1"),
+}
 """What a provider's own path begins with, so its `base_url` must not end in it."""
 _BARE = {"openai": ("gpt-", "o1", "o3", "o4", "chatgpt-"), "anthropic": ("claude-",)}
 
@@ -86,6 +91,4 @@ def fit_base_url(provider: str, url: str) -> str:
     url = url.rstrip("/")
     for tail in _TAILS.get(provider, ("/chat/completions",)):
         url = url.removesuffix(tail)
-    if provider == "ollama" and urlsplit(url).path in ("", "/api"):
-        url = url.removesuffix("/api") + "/v1"
     return url

@@ -398,7 +398,7 @@ def _rows() -> list[Row[Handler]]:
         Row(p + "model", "provider, model", "by its prefix; see the table of prefixes", _model, rank=0),
         Row(p + "custom_llm_provider", "provider", "instead of the prefix", _custom_provider),
         Row(p + "api_key", "api_key", "a literal key is moved to a variable", _secret("api_key")),
-        Row(p + "api_base", "base_url", "without the path we append; ollama gets /v1", _base_url),
+        Row(p + "api_base", "base_url", "without the path we append", _base_url),
         Row(p + "base_url", "base_url", "as api_base", _base_url, rank=6),
         Row(p + "api_version", "api_version", "where the provider uses it", _place_text("api_version")),
         Row(p + "aws_region_name", "region", "where the provider uses it", _place_text("region")),

@@ -51,7 +51,7 @@ def completion(call: Call, answer_id: str | None, model: str | None, choice: dic
 class Chunks:
     """The chunks of one stream: one id and time for all, the role before the first delta."""
 
-    __slots__ = ("_head", "_is_opened")
+    __slots__ = ("_has_content", "_head", "_is_opened")
 
     def __init__(self, call: Call, answer_id: str | None = None, model: str | None = None) -> None:
         head = {
@@ -62,6 +62,7 @@ class Chunks:
         }
         self._head = b"data: " + _encode(head)[:-1]
         self._is_opened = False
+        self._has_content = False
 
     def delta(self, delta: bytes, probs: bytes = b"null") -> bytes:
         out = b""
@@ -76,21 +77,23 @@ class Chunks:
         )
 
     def text(self, text: str, probs: bytes = b"null") -> bytes:
+        self._has_content = True
         return self.delta(b'{"content":%s}' % _encode(text), probs)
 
     def reasoning(self, text: str) -> bytes:
         return self.delta(b'{"reasoning_content":%s}' % _encode(text))
 
     def tool(self, index: int, tool: dict[str, Any]) -> bytes:
+        self._has_content = True
         return self.delta(_encode({"tool_calls": [{"index": index, **tool}]}))
 
     def arguments(self, index: int, part: str) -> bytes:
         return self.delta(b'{"tool_calls":[{"index":%d,"function":{"arguments":%s}}]}' % (index, _encode(part)))
 
     def end(self, ending: dict[str, Any], usage: Usage | None) -> bytes:
-        """The finish reason (`ending`), the usage if it is asked for, and the end. A stream that said nothing says
-        an empty text."""
-        out = b"" if self._is_opened else self.text("")
+        """The finish reason (`ending`), the usage if it is asked for, and the end. A stream without text and calls
+        says an empty text, as the whole answer does."""
+        out = b"" if self._has_content else self.text("")
         choice = {"index": 0, "delta": {}, "logprobs": None, **ending}
         out += b'%s,"choices":[%s]}\n\n' % (self._head, _encode(choice))
         if usage is not None and usage.is_known:

@@ -473,13 +473,6 @@ _ROUTERS: tuple[Vendor, ...] = (
 
 _OWN: tuple[Vendor, ...] = (
     Vendor(
-        "ollama",
-        "http://127.0.0.1:11434/v1",
-        None,
-        "https://docs.ollama.com/api/openai-compatibility",
-        takes_both_caps=False,
-    ),
-    Vendor(
         "vllm", "http://127.0.0.1:8000/v1", None, "https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"
     ),
     Vendor("sglang", "http://127.0.0.1:30000/v1", None, "https://docs.sglang.io/basic_usage/openai_api.html"),

@@ -15,6 +15,7 @@ from tests.translate.dialects.base import Dialect
 from tests.translate.dialects.bedrock import Converse, InvokeClaude, SageMakerChat
 from tests.translate.dialects.cohere import CohereChat
 from tests.translate.dialects.gemini import GeminiContents, VertexContents
+from tests.translate.dialects.ollama import OllamaChat
 from tests.translate.dialects.openai import OpenAIChat
 from tests.translate.dialects.responses import ResponsesAPI
 
@@ -28,6 +29,7 @@ DIALECTS: Mapping[str, Dialect] = {
     "gemini": GeminiContents(),
     "vertex": VertexContents(),
     "cohere": CohereChat(),
+    "ollama": OllamaChat(),
 }
 """Of the providers that do not speak OpenAI's dialect, or frame it otherwise, by name."""
 
