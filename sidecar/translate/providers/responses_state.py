@@ -19,12 +19,12 @@ KIND = "responses"
 class Turn:
     """What stood before the next tool call. `said` counts the characters of content so far."""
 
-    __slots__ = ("_before", "_cut", "_has_state", "_name", "said")
+    __slots__ = ("_before", "_cut", "_has_state", "_name", "_start", "said")
 
     def __init__(self, provider_name: str) -> None:
         self._name = provider_name
         self._before: list[Any] = []
-        self._cut = 0
+        self._cut = self._start = 0
         self._has_state = False
         self.said = 0
 
@@ -53,13 +53,15 @@ class Turn:
 
     def call_id(self, call_id: str) -> str:
         """The id of the call that comes now, with all of it packed."""
-        if not self._has_state or not self._before:
-            return call_id
         before, self._before = self._before, []
-        packed = pack(call_id, {"kind": KIND, "at": self._name, "before": before})
+        start, self._start = self._start, self.said
+        if not self._has_state:
+            return call_id
+        state = {"kind": KIND, "at": self._name, "from": start, "to": self.said, "before": before}
+        packed = pack(call_id, state)
         if packed == call_id:  # too long: the summaries are for reading only
             short = [{**item, "summary": []} if isinstance(item, dict) else item for item in before]
-            packed = pack(call_id, {"kind": KIND, "at": self._name, "before": short})
+            packed = pack(call_id, {**state, "before": short})
         return packed
 
 
@@ -68,26 +70,42 @@ def replay(
 ) -> Iterator[dict[str, Any]]:
     """An assistant's turn as the items it was said in. `calls`: each call's item and the state its id held, which is
     another's and left alone if it is not this provider's (what is encrypted by one platform none else can read)."""
-    before = [_valid(state) if state and state.get("at") == provider_name else [] for _, state in calls]
-    ends = [item[0] for items in before for item in items if isinstance(item, list)]
-    if ends != sorted(ends) or (ends and (ends[-1] > len(text) or ends[0] <= 0)):
-        before = [[item for item in items if isinstance(item, dict)] for items in before]  # the text was edited
-        ends = []
-    at = 0
-    if not ends and text:
-        yield _message(text)
-        at = len(text)
-    for (call, _), items in zip(calls, before, strict=True):
-        for item in items:
+    states = [_valid(state) if state and state.get("at") == provider_name else None for _, state in calls]
+    known = [state for state in states if state is not None]
+    places = [place for state in known for place in (state.start, *state.ends, state.end)]
+    is_edited = places != sorted(places) or (places and places[-1] > len(text))
+    at = known[0].start if known and not is_edited else len(text)  # of an edited text nothing has a place
+    if at:
+        yield _message(text[:at])
+    for (call, _), state in zip(calls, states, strict=True):
+        for item in state.items if state is not None else ():
             if isinstance(item, dict):
                 summary = [{"type": "summary_text", "text": said} for said in item["summary"]]
                 yield {"type": "reasoning", **item, "summary": summary}
-            elif item[0] > at:
+            elif at < item[0] <= len(text):
                 yield _message(text[at : item[0]], *item[1:])
                 at = item[0]
+        if state is not None and at < state.end <= len(text):
+            yield _message(text[at : state.end])
+            at = state.end
         yield call
     if at < len(text):
         yield _message(text[at:])
+
+
+class _State:
+    """`items`: reasoning as it is sent, texts as `[end, phase?]`; the content from `start` to `end` belongs to it."""
+
+    __slots__ = ("end", "items", "start")
+
+    def __init__(self, start: int, end: int, items: list[Any]) -> None:
+        self.start = start
+        self.end = end
+        self.items = items
+
+    @property
+    def ends(self) -> list[int]:
+        return [item[0] for item in self.items if isinstance(item, list)]
 
 
 def _message(text: str, phase: str = "") -> dict[str, Any]:
@@ -95,11 +113,11 @@ def _message(text: str, phase: str = "") -> dict[str, Any]:
     return {**message, "phase": phase} if phase else message
 
 
-def _valid(state: Mapping[str, Any]) -> list[Any]:
-    """The parts of a state in the form we pack; ids travel through clients, so anything may come back."""
-    before = state.get("before")
-    if state.get("kind") != KIND or not isinstance(before, list):
-        return []
+def _valid(state: Mapping[str, Any]) -> _State | None:
+    """A state in the form we pack; ids travel through clients, so anything may come back."""
+    before, start, end = state.get("before"), state.get("from"), state.get("to")
+    if state.get("kind") != KIND or not isinstance(before, list) or type(start) is not int or type(end) is not int:
+        return None
     found: list[Any] = []
     for item in before:
         if isinstance(item, dict):
@@ -113,4 +131,4 @@ def _valid(state: Mapping[str, Any]) -> list[Any]:
                 found.append({name: item[name] for name in ("id", "encrypted_content", "summary")})
         elif isinstance(item, list) and item and type(item[0]) is int:
             found.append([item[0], *(phase for phase in item[1:2] if phase in ("commentary", "final_answer"))])
-    return found
+    return _State(max(0, start), end, found)
