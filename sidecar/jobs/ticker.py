@@ -1,4 +1,5 @@
-"""What runs beside requests: leases renewed, rows of silent owners, metrics drained; and what seeds a cold counter.
+"""What runs beside requests: leases renewed, rows of silent owners, counters read again after the store lost them,
+metrics drained; and what seeds a cold counter.
 
 `app.py` makes and starts these.
 """
@@ -21,6 +22,7 @@ from sidecar.spend.ledger import Ledger
 from sidecar.spend.recorder import Recorder
 from sidecar.types import SpendRecord
 
+RESEED_PAUSE_S = 0.2
 _log = logging.getLogger(__name__)
 
 
@@ -42,16 +44,24 @@ class LedgerSeed:
 
     async def _sums(self, windows: Sequence[BudgetWindow]) -> Mapping[str, int]:
         await self._recorder.flush()
-        sums: dict[str, int] = {}
-        for window in windows:
-            until_at = window.end_at if window.end_at != float("inf") else None
-            sums[window.key] = await self._ledger.sum_of(window.kind, window.scope_id, window.start_at, until_at)
-        return sums
+        return await sums_of(self._ledger, windows)
+
+
+async def sums_of(ledger: Ledger, windows: Sequence[BudgetWindow]) -> dict[str, int]:
+    """By counter. Not those that end amid a day whose rows may be gone."""
+    sums: dict[str, int] = {}
+    for window in windows:
+        until_at = window.end_at if window.end_at != float("inf") else None
+        total = await ledger.sum_before(window.kind, window.scope_id, window.start_at, until_at)
+        if total is not None:
+            sums[window.key] = total
+    return sums
 
 
 class Ticker:
-    """Renews leases and drains the metrics every `every_s` (a third of a lease), and writes the rows of silent owners'
-    holds. The writing waits for a database, so it has a task of its own: renewing never waits for it."""
+    """Renews leases and drains the metrics every `every_s` (a third of a lease), writes the rows of silent owners'
+    holds, and reads counters again when that is due. These two wait for a database, so they have tasks of their own:
+    renewing never waits for it."""
 
     def __init__(self, admission: Admission, recorder: Recorder, metrics: Metrics, *, every_s: float) -> None:
         self._admission = admission
@@ -65,7 +75,7 @@ class Ticker:
         if not self._tasks:
             if (bound := self._admission.bound_while_down()) is not None:
                 _log.warning(bound)
-            self._tasks = [asyncio.create_task(self._renew()), asyncio.create_task(self._write())]
+            self._tasks = [asyncio.create_task(part()) for part in (self._renew, self._write, self._reseed)]
 
     async def _renew(self) -> None:
         while True:
@@ -87,9 +97,22 @@ class Ticker:
                 try:
                     record = silent_record(hold)
                     await (self._recorder.heard(record) if hold.is_over else self._recorder.silent(record))
+                    self._admission.reseed_due.set()
                     break
                 except UnavailableError:
                     await asyncio.sleep(self._every_s)
+
+    async def _reseed(self) -> None:
+        while True:
+            await self._admission.reseed_due.wait()
+            await asyncio.sleep(RESEED_PAUSE_S)  # more of the kind comes along
+            try:
+                await self._admission.reseed()
+            except UnavailableError:
+                await asyncio.sleep(self._every_s)
+            except Exception:  # noqa: BLE001
+                _log.exception("the counters were not read again")
+                await asyncio.sleep(self._every_s)
 
     async def aclose(self) -> None:
         tasks, self._tasks = self._tasks, []

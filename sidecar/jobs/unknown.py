@@ -15,11 +15,12 @@ from typing import Literal
 
 from sidecar.errors import ConflictError, NotFoundError
 from sidecar.identity.row import member_id
+from sidecar.jobs.ticker import sums_of
 from sidecar.limits.claims import Claims
 from sidecar.limits.store.base import LimitStore
-from sidecar.limits.windows import BudgetWindow, bounds
+from sidecar.limits.windows import BudgetWindow, window_named
 from sidecar.spend.ledger import Ledger
-from sidecar.types import Budget, SpendRecord, Usage
+from sidecar.types import SpendRecord, Usage
 
 BATCH = 500
 _DAYS = "SELECT DISTINCT day_at FROM spend_daily WHERE dimension = 'all' AND unknown_nano <> 0 AND day_at < :before"
@@ -101,14 +102,25 @@ class Unknown:
             if self._store is not None and windows:
                 for row in standing:
                     name = f"{row.exchange_id}.{row.attempt}.{row.revision}"
-                    await self._store.charge(name, Claims((), (), (), windows), row.cost_nano)
+                    await self._charge(name, windows, row)
             return standing
+
+    async def _charge(self, name: str, windows: tuple[BudgetWindow, ...], row: SpendRecord) -> None:
+        """Counters that know of this row's time by the ledger alone are read from it again."""
+        assert self._store is not None
+        if await self._store.charge(name, Claims((), (), (), windows), row.cost_nano, row.at):
+            return
+        reading = await self._store.begin(windows)
+        if reading is not None:
+            since = reading.since
+            asked = [replace(w, end_at=min(w.end_at, since[w.key])) for w in windows if w.key in since]
+            await self._store.seed(await sums_of(self._ledger, asked), windows, reading=reading)
 
     async def _windows(self, row: SpendRecord) -> tuple[BudgetWindow, ...]:
         """The counters that count this row, of those that stand now: later ones are seeded with its corrections."""
         if self._store is None:
             return ()
-        found = (_window(key, self._zone) for key in await self._store.counters())
+        found = (window_named(key, self._zone) for key in await self._store.counters())
         whose = _scopes(row)
         return tuple(w for w in found if (w.kind, w.scope_id) in whose and w.start_at <= row.at < w.end_at)
 
@@ -133,12 +145,3 @@ def _scopes(row: SpendRecord) -> set[tuple[str, str]]:
     }
     found = {(kind, name) for kind, name in named.items() if name}
     return found | {("tag", name) for name in row.tags} | {("global", "")}
-
-
-def _window(key: str, zone: tzinfo) -> BudgetWindow:
-    """`kind:scope_id:duration:start`, as `limits.windows` writes it."""
-    head, duration, start = key.rsplit(":", 2)
-    kind, _, scope_id = head.partition(":")
-    budget = Budget(0, None if duration == "life" else duration, anchor_at=float(start))
-    begin, end = bounds(budget, float(start), zone)
-    return BudgetWindow(key, kind, "" if kind == "global" else scope_id, begin, end, 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -21,10 +21,11 @@ from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, RateClai
 from sidecar.limits.scopes import SCOPES, Scope, ScopeFunction, global_scope, limits_model
 from sidecar.limits.store.base import LimitStore, StoreDownError, StoreUnsafeError
 from sidecar.limits.store.memory import MemoryStore
-from sidecar.limits.windows import MAX_BUDGET_NANO, BudgetWindow, window_of
+from sidecar.limits.windows import MAX_BUDGET_NANO, BudgetWindow, window_named, window_of
 from sidecar.types import Budget, Headers, Identity, Limits
 
 Seed = Callable[[Sequence[BudgetWindow]], Awaitable[Mapping[str, int]]]
+_WINDOWS_AT_ONCE = 100
 MAX_OWED = 10_000
 """Settlements kept for a store that is down; past that, exchanges are left to their leases (charged at the hold)."""
 
@@ -53,6 +54,7 @@ class _Debt:
     tokens: int | None = None
     cost_nano: int | None = None
     claims: Claims | None = None
+    at: float | None = None
 
 
 class Admission:
@@ -92,6 +94,11 @@ class Admission:
         self._live: dict[str, Grant] = {}
         self._owed: dict[str, _Debt] = {}
         self._late: list[SilentHold] = []
+        self._lost: set[str] = set()  # settled; they ran while the store lost its memory
+        self._epoch = ""
+        self._began_at = clock()
+        self.reseed_due = asyncio.Event()
+        """Set when the ledger may know something that the counters do not: call `reseed`."""
         self.excess_tokens = 0
         """Tokens used beyond their reservations so far: how far estimates let token windows be overrun (a metric)."""
 
@@ -252,18 +259,59 @@ class Admission:
                 break
         raise StoreDownError("the limit store contradicts itself")
 
-    async def _warm(self, store: LimitStore, windows: Sequence[BudgetWindow]) -> None:
-        values: Mapping[str, int] = {}
-        if self._seed is not None:
-            try:
-                values = await self._seed(windows)
-            except (OSError, TimeoutError, UnavailableError) as error:
-                raise UnavailableError(
-                    "The gateway refused the request: it cannot read what was spent so far. Try again shortly.",
-                    code="ledger_unavailable",
-                    retry_after_s=1.0,
-                ) from error
-        await store.seed({w.key: values.get(w.key, 0) for w in windows}, windows)
+    async def _warm(self, store: LimitStore, windows: Sequence[BudgetWindow], *, is_again: bool = False) -> None:
+        """Counters from the ledger: of the time before they were counted by themselves. `is_again`: they are known,
+        and what the ledger does not say stays."""
+        seed = self._seed
+        if seed is None:
+            await store.seed({w.key: 0 for w in windows}, windows)
+            return
+        reading = await store.begin(windows)
+        if reading is not None:
+            since = reading.since
+            windows = [replace(w, end_at=min(w.end_at, since[w.key])) for w in windows if w.key in since]
+        try:
+            values = await seed(windows)
+        except (OSError, TimeoutError, UnavailableError) as error:
+            raise UnavailableError(
+                "The gateway refused the request: it cannot read what was spent so far. Try again shortly.",
+                code="ledger_unavailable",
+                retry_after_s=1.0,
+            ) from error
+        found = {w.key: values.get(w.key, 0) for w in windows if not is_again or w.key in values}
+        await store.seed(found, windows, reading=reading)
+        self._look_at_epoch(store)
+
+    def _look_at_epoch(self, store: LimitStore) -> None:
+        if store.epoch and store.epoch != self._epoch:
+            # Older than this process: it had nothing to say when the store lost its memory.
+            if self._epoch or int(store.epoch) / 1e6 > self._began_at - 60:
+                self.reseed_due.set()
+            self._epoch = store.epoch
+
+    async def reseed(self) -> None:
+        """Reads the ledger again for every counter that was seeded from it, after our journal was shipped: so a row
+        that was on its way when the store lost its memory counts too, and exactly once. What is admitted since counts
+        by itself and is not touched. Raises `UnavailableError`: then call it again."""
+        store = self.store
+        if self._seed is None or not store.is_shared:
+            return
+        self.reseed_due.clear()
+        lost = list(self._lost)
+        try:
+            await self._renew(store)
+            # Shipped first: a counter that is seeded after this list was made finds our rows in the ledger.
+            await self._seed(())
+            windows = [window_named(key, self._zone) for key in await store.readings()]
+            for start in range(0, len(windows), _WINDOWS_AT_ONCE):
+                await self._warm(store, windows[start : start + _WINDOWS_AT_ONCE], is_again=True)
+            await store.retire(lost)
+        except BaseException as error:
+            self.reseed_due.set()
+            if isinstance(error, StoreDownError | OSError | TimeoutError):
+                raise _unavailable("The counters were not read again", None) from error
+            raise
+        self._lost.difference_update(lost)
 
     async def seed_identity(self, identity: Identity) -> None:
         """Seed this caller's counters from the ledger now (after its budget was made or changed)."""
@@ -305,7 +353,7 @@ class Admission:
             if store is not self.store and grant.windows:
                 # Admitted while the shared store was down: its counters are to learn of it.
                 charge = grant.hold_nano if cost_nano is None else cost_nano
-                self._owe(f"{exchange_id}:open", _Debt("charge", None, charge, grant.claims))
+                self._owe(f"{exchange_id}:open", _Debt("charge", None, charge, grant.claims, grant.at))
             return
         # Owed first, so that neither a time-out nor a cancellation loses it.
         debt = self._owed[exchange_id] = _Debt("settle", tokens, cost_nano, grant.claims)
@@ -316,7 +364,7 @@ class Admission:
                 del self._owed[exchange_id]
             return
         self._note(exchange_id, grant.claims, found)
-        if not found and grant.windows:
+        if found is Settled.UNKNOWN and grant.windows and self._seed is None:
             # Our first word of it, and the store knows nothing: it lost its memory, and the hold with it.
             debt = self._owed[exchange_id] = _Debt(
                 "charge", None, grant.hold_nano if cost_nano is None else cost_nano, grant.claims
@@ -346,11 +394,22 @@ class Admission:
             )
         except StoreDownError:
             return None
+        for name, settled in zip(costs, found, strict=True):
+            if settled is not Settled.WAS_SILENT:
+                self._note(name, None, settled)
         return [name for name, settled in zip(costs, found, strict=True) if settled is Settled.WAS_SILENT]
 
     def _note(self, exchange_id: str, claims: Claims | None, found: Settled) -> None:
-        if found is Settled.WAS_SILENT and claims is not None and claims.windows:
-            self._late.append(SilentHold(exchange_id, 0, self._clock(), is_over=True))
+        if found is Settled.DONE:
+            return
+        if found is Settled.WAS_SILENT:
+            if claims is not None and claims.windows:
+                self._late.append(SilentHold(exchange_id, 0, self._clock(), is_over=True))
+            return
+        if found is Settled.WAS_LOST:
+            self._lost.add(exchange_id)
+        # Not known: settled before, or lost; then the ledger has it, or our journal.
+        self.reseed_due.set()
 
     def _owe(self, exchange_id: str, debt: _Debt) -> None:
         if self.store.is_shared and len(self._owed) < MAX_OWED:
@@ -363,12 +422,16 @@ class Admission:
             return True
         try:
             if debt.what == "cancel":
-                self._note(exchange_id, debt.claims, await self.store.cancel(exchange_id))
+                found = await self.store.cancel(exchange_id)
+                if found is not Settled.UNKNOWN:  # it cost nothing, so nobody misses it
+                    self._note(exchange_id, debt.claims, found)
             elif debt.what == "settle":
                 found = await self.store.settle(exchange_id, tokens=debt.tokens, cost_nano=debt.cost_nano)
                 self._note(exchange_id, debt.claims, found)
-            elif debt.claims is not None:
-                await self.store.charge(exchange_id, debt.claims, debt.cost_nano or 0)
+            elif debt.claims is not None and not await self.store.charge(
+                exchange_id, debt.claims, debt.cost_nano or 0, debt.at
+            ):
+                self.reseed_due.set()
         except StoreDownError:
             return False
         if self._owed.get(exchange_id) is debt:
@@ -395,9 +458,7 @@ class Admission:
             for start in range(0, len(owed), 500):
                 if not all(await asyncio.gather(*map(self._pay, owed[start : start + 500]))):
                     return []
-            ours = [exchange_id for exchange_id, grant in self._live.items() if grant.store is store]
-            for exchange_id in await store.renew(ours, self._lease_s):
-                await self._restore(exchange_id)
+            await self._renew(store)
             while page := await store.reap():
                 silent += page
                 if len(page) < 100:
@@ -406,6 +467,16 @@ class Admission:
             pass
         late, self._late = self._late, []
         return silent + late
+
+    async def _renew(self, store: LimitStore) -> None:
+        ours = [exchange_id for exchange_id, grant in self._live.items() if grant.store is store]
+        for exchange_id in await store.renew([*ours, *self._lost], self._lease_s):
+            self._lost.discard(exchange_id)
+            await self._restore(exchange_id)
+        self._look_at_epoch(store)
+        if self._lost and self._seed is None:
+            lost, self._lost = self._lost, set()
+            await store.retire(list(lost), is_kept=True)
 
     async def _restore(self, exchange_id: str) -> None:
         """The store lost its memory while this exchange runs: its slots and hold count again."""
@@ -422,7 +493,7 @@ class Admission:
                 min_hold_nano=0,
                 lease_s=self._lease_s,
                 owner=grant.owner,
-                is_forced=True,
+                lost_at=grant.at,
             )
             if not isinstance(result, Cold):
                 return

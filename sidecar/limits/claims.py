@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,11 +84,23 @@ class Gone:
 
 class Settled(enum.IntEnum):
     """What a settlement or a cancellation found: an exchange the store does not know (settled already, or lost with the
-    store's memory), one it knows, or one whose hold had been charged because its owner was silent."""
+    store's memory), one it knows, one whose hold had been charged because its owner was silent, or one that ran while
+    the store lost its memory: it counts until `LimitStore.retire`."""
 
     UNKNOWN = 0
     DONE = 1
     WAS_SILENT = 2
+    WAS_LOST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One look into the ledger, by its number: of two that cross the later begun one counts. `since`: from when on
+    (Unix seconds) a counter counts by itself; what was admitted before is the ledger's to say. A counter that is not
+    there counted by itself from its window's beginning."""
+
+    number: int
+    since: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

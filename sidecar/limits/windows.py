@@ -80,3 +80,12 @@ def window_of(budget: Budget, kind: str, scope_id: str, now: float, zone: tzinfo
     if budget.extra_nano and now < budget.extra_until_at:
         cap += budget.extra_nano
     return BudgetWindow(key, kind, scope_id, start, end, max(0, min(cap, MAX_BUDGET_NANO)))
+
+
+def window_named(key: str, zone: tzinfo) -> BudgetWindow:
+    """The window of a counter, by its key alone; it has no maximum."""
+    head, duration, start = key.rsplit(":", 2)
+    kind, _, scope_id = head.partition(":")
+    budget = Budget(0, None if duration == "life" else duration, anchor_at=float(start))
+    begin, end = bounds(budget, float(start), zone)
+    return BudgetWindow(key, kind, "" if kind == "global" else scope_id, begin, end, 0)

@@ -21,7 +21,7 @@ from sidecar.errors import BadRequestError
 from sidecar.spend.ledger_postgres import PostgresWriter
 from sidecar.spend.ledger_sqlite import SqliteWriter
 from sidecar.spend.retention import forget_rows
-from sidecar.spend.rollups import Span, span, totals_of
+from sidecar.spend.rollups import DAY, Span, span, totals_of
 from sidecar.spend.rows import Row, micros, record_of, record_of_columns, row_of, storable
 from sidecar.spend.writing import translated
 from sidecar.types import SpendRecord
@@ -202,6 +202,35 @@ class Ledger:
         """Nano-dollars of one key, team, member, user, organization, end user or tag – or `global`: of all."""
         dimension, name = ("all", "") if kind == "global" else (kind, stored_text(subject_id))
         return (await self._sums(dimension, [name], since_at, until_at)).get(name, 0)
+
+    async def sum_before(
+        self, kind: str, subject_id: str, since_at: float | None, until_at: float | None
+    ) -> int | None:
+        """As `sum_of`, for an end amid a day that is under way: the day's totals less its rows from then on, which are
+        few. `None` if that day's rows may be gone."""
+        if until_at is None or until_at == math.inf:
+            return await self.sum_of(kind, subject_id, since_at, until_at)
+        import sqlalchemy as sa
+
+        dimension, name = ("all", "") if kind == "global" else (kind, stored_text(subject_id))
+        until = micros(until_at)
+        midnight = until + -until % DAY
+        if since_at is not None and micros(since_at) > midnight - DAY:
+            return await self.sum_of(kind, subject_id, since_at, until_at)
+        dialect = self.database.dialect
+        async with self.connection() as connection:
+            whole = await window_of(connection, since_at, midnight / 1_000_000)
+            rest = await window_of(connection, until_at, midnight / 1_000_000)
+            if until != midnight and rest.first is not None and rest.parts != ((until, midnight),):
+                return None
+            query, values = totals_of(dimension, whole, dialect=dialect, is_named=True)
+            minus, more = totals_of(dimension, rest, dialect=dialect, is_named=True, prefix="rest_")
+            text = sa.text(
+                f"SELECT sum(cost_nano) FROM (SELECT cost_nano FROM ({query}) AS totals"  # noqa: S608 - ours
+                f" UNION ALL SELECT -cost_nano FROM ({minus}) AS minus) AS both_parts"
+            ).bindparams(sa.bindparam("names", expanding=True))
+            found = await connection.execute(text, {**values, **more, "names": [name]})
+            return int(found.scalar() or 0)
 
     async def sum_all(self, since_at: float | None = None, until_at: float | None = None) -> int:
         """Nano-dollars of all rows."""

@@ -113,28 +113,30 @@ def span(since_at: float | None, until_at: float | None, rows_since: int = 0) ->
     return Span(first, last, tuple(parts))
 
 
-def totals_of(dimension: str, window: Span, *, dialect: str, is_named: bool = False) -> tuple[str, dict[str, object]]:
+def totals_of(
+    dimension: str, window: Span, *, dialect: str, is_named: bool = False, prefix: str = ""
+) -> tuple[str, dict[str, object]]:
     """A query for the totals of a window in the columns of `spend_daily` (several rows for one name), and its
-    parameters; `is_named` adds the condition `name IN :names`. Whole days are read from the totals, parts of days from
-    the rows."""
+    parameters (`prefix` before their names, for several of these in one statement); `is_named` adds the condition
+    `name IN :names`. Whole days are read from the totals, parts of days from the rows."""
     columns = ", ".join((*KEY, *TOTALS))
     where = "dimension = :dimension"
     values: dict[str, object] = {"dimension": dimension}
     if window.first is not None:
-        where, values["first"] = where + " AND day_at >= :first", window.first
+        where, values[f"{prefix}first"] = where + f" AND day_at >= :{prefix}first", window.first
     if window.last is not None:
-        where, values["last"] = where + " AND day_at < :last", window.last
+        where, values[f"{prefix}last"] = where + f" AND day_at < :{prefix}last", window.last
     if is_named:
         where += " AND name IN :names"
     queries = [f"SELECT {columns} FROM spend_daily WHERE {where}"]  # noqa: S608
     for number, (start, end) in enumerate(window.parts):
         bounds = []
         if start is not None:
-            bounds.append(f"s.at >= :from{number}")
-            values[f"from{number}"] = start
+            bounds.append(f"s.at >= :{prefix}from{number}")
+            values[f"{prefix}from{number}"] = start
         if end is not None:
-            bounds.append(f"s.at < :to{number}")
-            values[f"to{number}"] = end
+            bounds.append(f"s.at < :{prefix}to{number}")
+            values[f"{prefix}to{number}"] = end
         if is_named:
             bounds.append(f"{NAMES[dimension]} IN :names")
         part = added_up("spend", dialect=dialect, dimensions=(dimension,), where=" AND ".join(bounds))

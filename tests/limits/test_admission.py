@@ -416,6 +416,13 @@ async def test_a_flushed_store_learns_again_what_is_running_and_what_was_spent(r
         await take(admission, identity, 10)
     await admission.settle(running, tokens=None, cost_nano=7)
     assert await spent(admission, identity) == 130 + 7 + 10
+    # Its rows, and one of another process that was on its way: the ledger says them, nothing is counted twice.
+    ledger.sums["key"] = 130 + 7 + 5
+    assert admission.reseed_due.is_set()
+    for _ in range(2):
+        await admission.reseed()
+        assert await spent(admission, identity) == 142 + 10
+    assert not admission.reseed_due.is_set()
     await admission.aclose()
 
 

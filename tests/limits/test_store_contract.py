@@ -250,7 +250,7 @@ async def test_a_forced_acquisition_counts_without_judging(store: LimitStore) ->
     await store.seed({}, now=NOW)
     wanted = claims(rpm={"key": 1}, slots={"key": 1}, windows=(window(max_nano=10),))
     await take(store, wanted, hold=10)
-    forced = await take(store, wanted, exchange="b", hold=10, is_forced=True)
+    forced = await take(store, wanted, exchange="b", hold=10, lost_at=NOW)
     assert isinstance(forced, Admitted)
     assert forced.hold_nano == 10
     assert (await store.spent([wanted.windows[0].key])).popitem()[1] == 20

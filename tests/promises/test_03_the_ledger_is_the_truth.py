@@ -1,20 +1,23 @@
 """*The ledger is the truth.* Random operations (`PROMISE_3_OPERATIONS`) on budgets of keys, teams, users and everybody,
 by three processes on Redis and PostgreSQL, and by one in its own memory on SQLite, with a clock of its own: calls
 that succeed, fail, are tried again, are cancelled; processes that are killed, or freeze and go on after others took
-them for dead; windows that roll over; corrections of what was unknown. A model that adds up by hand says of every
-request whether there is money for it, and how much: it is admitted then, and only then. At rest every counter, the sum
-of its rows, and the model agree to the nano-dollar. Nothing is ever reset: a counter's name has its window's start.
+them for dead; a Redis that loses its memory; windows that roll over; corrections of what was unknown. A model that
+adds up by hand says of every request whether there is money for it, and how much: it is admitted then, and only then.
+At rest every counter, the sum of its rows, and the model agree to the nano-dollar. Nothing is ever reset: a counter's
+name has its window's start.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from sidecar.db import Database, migrate
 from sidecar.errors import BudgetExceededError
@@ -223,8 +226,38 @@ class Work:
         await self.world.tick(process)
         return True
 
+    async def forget(self) -> bool:
+        """Redis loses its memory, while calls run and rows wait in journals; its first words come in any order."""
+        store = self.world.processes[0].admission.store
+        if not isinstance(store, TimedRedisStore):
+            return False
+        await self.world.sleep(3 * LEASE_S)
+        async with Redis.from_url(store.url) as client:
+            await client.flushdb()
+        self.world.clock.now += 0.000_001
+        todo: list[Callable[[], Awaitable[object]]] = [self.answer, self.answer, self.settle, self.settle, self.ship]
+        for process in self.world.processes:
+            todo += [partial(self.world.tick, process), process.admission.reseed]
+        self.draw.shuffle(todo)
+        for what in todo:
+            await what()
+        await self.end()
+        for process in self.world.processes:
+            await self.world.tick(process)
+            if process.admission.reseed_due.is_set():
+                await process.admission.reseed()
+        assert await self.world.differences() == []
+        assert await self.world.ledger_differences() == []
+        return True
+
     async def rest(self) -> None:
         """Everything ends; what the dead held is given up."""
+        await self.end()
+        await self.world.sleep(3 * LEASE_S)
+        for process in self.world.processes:
+            await self.world.flush(process)
+
+    async def end(self) -> None:
         for process in self.world.processes:
             for exchange in list(process.live):
                 if exchange.attempts and exchange.attempts[-1].cost is None:
@@ -232,14 +265,12 @@ class Work:
                     number, cost = len(exchange.attempts), exchange.attempts[-1].cost
                     await process.recorder.record(self.row(exchange, number, "settled", cost))
                 await self.settle(process, exchange)
-        await self.world.sleep(3 * LEASE_S)
-        for process in self.world.processes:
-            await self.world.flush(process)
 
 
 WEIGHTS = {
     "ask": 30, "dispatch": 28, "answer": 28, "settle": 20, "correct": 2, "wait": 3, "ship": 1, "roll": 0.3, "kill": 0.3,
     "freeze": 0.2,
+    "forget": 0.15,
 }  # fmt: skip
 
 
@@ -264,11 +295,13 @@ async def test_counters_rows_and_a_model_agree_to_the_nano_dollar(world: World, 
     assert done["kill"] > 0
     if len(world.processes) > 1:
         assert seen["late"] > 0
+        assert done["forget"] > 0
     assert len(world.books.windows) > 20
     place = request.node.callspec.params["world"]
     measured(
         3,
         f"{place}: {sum(done.values())} operations ({seen['refused']} refusals, {done['kill']} kills, "
-        f"{seen['late']} calls of frozen processes, {done['correct']} corrections), "
+        f"{seen['late']} calls of frozen processes, {done['correct']} corrections, "
+        f"Redis emptied {done['forget']} times), "
         f"{len(world.books.windows)} budget windows, differences 0, wrong refusals 0",
     )

@@ -61,3 +61,23 @@ async def test_an_instant_comes_back_as_it_was(database_url: str, micros: int) -
     await ledger.insert([row(1, micros / 1_000_000, 1)])
     assert [record.at for record in (await ledger.logs()).records] == [micros / 1_000_000]
     await database.aclose()
+
+
+@pytest.mark.parametrize("kind", ["global", "key"])
+async def test_a_sum_before_an_instant_is_that_of_the_rows_before_it(database_url: str, kind: str) -> None:
+    await migrate(database_url)
+    database = Database(database_url)
+    ledger = Ledger(database)
+    instants = [START + hours * 3600 for hours in (-30, -1, 0, 1, 11.9, 12, 12.1, 23.9, 24, 40)]
+    await ledger.insert([row(number, at, 1 << number) for number, at in enumerate(instants)])
+    for since in (None, START - 86_400, START - 7000, START, START + 3601):
+        for until in (START, START + 3600, START + 12 * 3600, START + DAY, START + DAY + 1):
+            wanted = sum(1 << n for n, at in enumerate(instants) if (since is None or since <= at) and at < until)
+            assert await ledger.sum_before(kind, "a" * 64, since, until) == wanted, (since, until)
+    assert await ledger.sum_before(kind, "a" * 64, None, math.inf) == (1 << len(instants)) - 1
+    async with database.engine.begin() as connection:  # rows of that day may be gone: nobody can tell
+        gone = f"INSERT INTO spend_state VALUES ('rows_since', {int((START + DAY) * 1e6)})"
+        await connection.exec_driver_sql(gone)
+    assert await ledger.sum_before(kind, "a" * 64, None, START + 12 * 3600) is None
+    assert await ledger.sum_before(kind, "a" * 64, None, START) == 3
+    await database.aclose()

@@ -1,8 +1,8 @@
 -- All claims of one exchange or none.
 -- KEYS: generation, lease set, guard (see renew.lua), then per claim its counter in the order requests, tokens, slots,
 -- budgets; last the record of the exchange.
--- ARGV: exchange id, now (µs, '' = Redis TIME), lease (µs), tokens, hold, minimum hold, owner, '1' to count without
--- judging, counts of the four kinds, from and until when the claims hold (µs or ''), the keys as JSON, then per claim
+-- ARGV: exchange id, now (µs, '' = Redis TIME), lease (µs), tokens, hold, minimum hold, owner, when it was admitted
+-- by a server that lost it (µs; it is counted again without judging; else ''), counts of the four kinds, from and until when the claims hold (µs or ''), the keys as JSON, then per claim
 -- its limit; per budget its maximum, start (s), end (s, -1 = never) and the instant its counter may be forgotten.
 -- Money and instants are below 2^53, so Lua numbers are exact; what is stored is written as strings.
 -- Returns 'ok at hold limit left reset limit left reset' (requests, tokens; limit -1: none) | 'denied what index wait'
@@ -21,11 +21,12 @@ else
   now = tonumber(ARGV[2])
 end
 local function text(n) return string.format('%.0f', n) end
-if ARGV[13] ~= '' and now < tonumber(ARGV[13]) or ARGV[14] ~= '' and now >= tonumber(ARGV[14]) then
+local forced = ARGV[8] ~= ''
+local admitted = forced and tonumber(ARGV[8]) or now
+if ARGV[13] ~= '' and admitted < tonumber(ARGV[13]) or ARGV[14] ~= '' and admitted >= tonumber(ARGV[14]) then
   return 'stale ' .. text(now)
 end
 local lease, tokens, hold, minimum = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local forced = ARGV[8] == '1'
 local n_req, n_tok, n_slot, n_bud = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local tok0, slot0, bud0 = 4 + n_req, 4 + n_req + n_tok, 4 + n_req + n_tok + n_slot
 local MINUTE = 60000000
@@ -133,13 +134,14 @@ elseif denied then
 end
 
 -- Everything fits: now, and only now, count.
-local score, expiry, held = text(now), text(now + lease), text(hold)
+local score, expiry, held = text(admitted), text(now + lease), text(hold)
+local began = text(math.floor(admitted / 1000000))
 for i = 0, n_req - 1 do
   redis.call('ZADD', KEYS[4 + i], score, id)
   redis.call('PEXPIRE', KEYS[4 + i], 61000)
 end
 for i = 0, n_tok - 1 do
-  redis.call('HINCRBY', KEYS[tok0 + i], text(second), ARGV[4])
+  redis.call('HINCRBY', KEYS[tok0 + i], began, ARGV[4])
   redis.call('PEXPIRE', KEYS[tok0 + i], 62000)
 end
 for i = 0, n_slot - 1 do
@@ -155,6 +157,7 @@ local answer = 'ok ' .. score .. ' ' .. held .. ' ' .. text(req_limit) .. ' ' ..
   .. ' ' .. text(tok_limit) .. ' ' .. text(tok_left) .. ' ' .. text(tok_reset)
 redis.call('HSET', record, 'answer', answer, 'at', score, 'hold', held, 'tokens', ARGV[4], 'owner', ARGV[7],
   'keys', ARGV[15])
+if forced then redis.call('HSET', record, 'lost', '1') end
 redis.call('PEXPIRE', record, 172800000)
 redis.call('ZADD', KEYS[2], expiry, id)
 return answer

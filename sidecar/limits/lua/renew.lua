@@ -1,5 +1,6 @@
--- Live owners keep slots and holds. KEYS: lease set, guard. ARGV: now (µs or ''), lease (µs), prefix of records, ids...
--- Returns the ids it does not know.
+-- Live owners keep slots and holds. KEYS: lease set, guard, epoch (begin.lua). ARGV: now (µs or ''), lease (µs), prefix of
+-- records, ids...
+-- Returns the epoch ('' if there is none: nothing is seeded) and the ids it does not know.
 -- The guard: `last` is when anybody renewed last. If that is over a lease ago the store was out of reach (frozen,
 -- restarted, partitioned), so an expired lease proves nothing: `trust` is the instant from which it does again.
 local now
@@ -14,7 +15,7 @@ local expiry = string.format('%.0f', now + lease)
 local last = redis.call('HGET', KEYS[2], 'last')
 if last and now - tonumber(last) > lease then redis.call('HSET', KEYS[2], 'trust', expiry) end
 redis.call('HSET', KEYS[2], 'last', string.format('%.0f', now))
-local unknown = {}
+local unknown = {redis.call('GET', KEYS[3]) or ''}
 for i = 4, #ARGV do
   local record = redis.call('HMGET', ARGV[3] .. ARGV[i], 'keys', 'charged', 'gone')
   if record[1] and not record[2] then

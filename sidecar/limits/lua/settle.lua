@@ -1,8 +1,10 @@
 -- Reservation to reality, once: the record of the exchange is the proof that it has not been done.
 -- KEYS: record, lease set. ARGV: exchange id, tokens ('' keeps), cost ('' keeps), now (µs or ''), '1' to cancel.
--- Returns 1 done, 2 done after the hold had been charged as a silent owner's (reap.lua), 0 not known. A cancel of something not known leaves a mark, so that an acquisition still on its way
--- finds it and takes nothing.
-local record = redis.call('HMGET', KEYS[1], 'keys', 'hold', 'tokens', 'at', 'charged')
+-- Returns 1 done, 2 done after the hold had been charged as a silent owner's (reap.lua), 0 not known. A cancel of
+-- something not known leaves a mark, so that an acquisition still on its way finds it and takes nothing.
+-- 3: the exchange ran while the counters were lost. Its slots are free and its cost is held, until its rows have been
+-- read from the ledger and retire.lua is told so.
+local record = redis.call('HMGET', KEYS[1], 'keys', 'hold', 'tokens', 'at', 'charged', 'lost')
 if not record[1] then
   if ARGV[5] == '1' then
     redis.call('HSET', KEYS[1], 'gone', '1')
@@ -11,8 +13,11 @@ if not record[1] then
   return 0
 end
 local keys = cjson.decode(record[1])
-redis.call('DEL', KEYS[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
+local stays = record[6] and not record[5] and ARGV[5] ~= '1'
+if not stays then
+  redis.call('DEL', KEYS[1])
+  redis.call('ZREM', KEYS[2], ARGV[1])
+end
 for _, k in ipairs(keys.slot) do redis.call('ZREM', k, ARGV[1]) end
 if ARGV[5] == '1' then
   for _, k in ipairs(keys.req) do redis.call('ZREM', k, ARGV[1]) end
@@ -35,11 +40,19 @@ if ARGV[2] ~= '' and ARGV[2] ~= record[3] then
     end
   end
 end
+if record[6] and record[5] then return 2 end
 if ARGV[3] ~= '' and ARGV[3] ~= record[2] then
   -- Both are below 2^53, so the difference is exact.
   local difference = string.format('%.0f', tonumber(ARGV[3]) - tonumber(record[2]))
   for _, k in ipairs(keys.bud) do
     if redis.call('EXISTS', k) == 1 then redis.call('INCRBY', k, difference) end
   end
+end
+if stays then
+  keys.slot = {}
+  redis.call('HSET', KEYS[1], 'keys', cjson.encode(keys))
+  if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'hold', ARGV[3]) end
+  if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'tokens', ARGV[2]) end
+  return 3
 end
 return record[5] and 2 or 1

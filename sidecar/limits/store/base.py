@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, Settled, SilentHold, Stale
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, Reading, Settled, SilentHold, Stale
 from sidecar.limits.windows import BudgetWindow
 
 
@@ -25,6 +25,8 @@ class StoreUnsafeError(StoreDownError):
 class LimitStore(Protocol):
     is_shared: bool
     """True if several processes count together (then leases are kept and must be renewed)."""
+    epoch: str
+    """Another one each time the store was found without memory, as `renew` and `begin` saw it; "": none yet."""
 
     async def acquire(
         self,
@@ -36,11 +38,12 @@ class LimitStore(Protocol):
         min_hold_nano: int,
         lease_s: float,
         owner: str = "",
-        is_forced: bool = False,
+        lost_at: float | None = None,
         now: float | None = None,
     ) -> Admitted | Denied | Cold | Stale | Gone:
         """Idempotent by `exchange_id`: asked again, it gives the first admission. `owner` is kept for whoever charges
-        a silent hold. `is_forced` counts without judging: for a running exchange, in a store that lost it."""
+        a silent hold. `lost_at`: counts without judging, for an exchange that was admitted then and runs, in a store
+        that lost it."""
 
     async def extend(self, exchange_id: str, claims: Claims, extra_nano: int) -> bool | None:
         """False if a budget has not that much left, None if the exchange is unknown; nothing is held then."""
@@ -50,17 +53,32 @@ class LimitStore(Protocol):
     ) -> Settled:
         """Reservation to reality, once. `None` keeps what was reserved."""
 
-    async def charge(self, exchange_id: str, claims: Claims, cost_nano: int) -> None:
+    async def charge(self, exchange_id: str, claims: Claims, cost_nano: int, at: float | None = None) -> bool:
         """Add a cost whose hold the store lost or never had, once per exchange; only to counters that exist (one that
-        does not will be seeded from the ledger, where the cost stands already)."""
+        does not will be seeded from the ledger, where the cost stands already). `at`: of its row; False if a counter
+        has it from the ledger, which has to be read again."""
 
     async def cancel(self, exchange_id: str) -> Settled:
         """As if it had never been admitted – also if the acquisition arrives after this."""
 
+    async def begin(self, windows: Sequence[BudgetWindow], now: float | None = None) -> Reading | None:
+        """Before the ledger is read for these counters. `None`: nobody counts but this process."""
+
     async def seed(
-        self, values: Mapping[str, int], windows: Sequence[BudgetWindow] = (), now: float | None = None
+        self,
+        values: Mapping[str, int],
+        windows: Sequence[BudgetWindow] = (),
+        now: float | None = None,
+        reading: Reading | None = None,
     ) -> None:
-        """Set counters that do not exist yet; mark the store as seeded."""
+        """Set counters that do not exist yet; mark the store as seeded. With a `reading`, what the ledger said earlier
+        is replaced."""
+
+    async def readings(self) -> list[str]:
+        """The counters for which the ledger was read, or is being read, by key."""
+
+    async def retire(self, exchange_ids: Sequence[str], *, is_kept: bool = False) -> None:
+        """Settled as `WAS_LOST`, and read from the ledger since. `is_kept`: there is no ledger; the counters stay."""
 
     async def spent(self, keys: Sequence[str]) -> dict[str, int]:
         """Counters as they stand, holds included; missing ones are 0."""

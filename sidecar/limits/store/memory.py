@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, Settled, SilentHold, Stale
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, Reading, Settled, SilentHold, Stale
 from sidecar.limits.windows import RATE_WINDOW_S, BudgetWindow
 
 _SWEEP_EVERY = 4096
@@ -77,6 +77,7 @@ class _Live:
 
 class MemoryStore:
     is_shared = False
+    epoch = ""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -98,7 +99,7 @@ class MemoryStore:
         min_hold_nano: int,
         lease_s: float,
         owner: str = "",
-        is_forced: bool = False,
+        lost_at: float | None = None,
         now: float | None = None,
     ) -> Admitted | Denied | Cold | Stale | Gone:
         now_s = self._clock() if now is None else now
@@ -162,7 +163,7 @@ class MemoryStore:
             if slots.get(claim.key, 0) >= claim.limit:
                 is_short = True
         if is_short:
-            if not is_forced:
+            if lost_at is None:
                 return self._denied(claims, tokens, hold_nano, min_hold_nano, at)
             admitted = Admitted(at / _SECOND, hold_nano)
         # Everything fits: now, and only now, count.
@@ -264,8 +265,9 @@ class MemoryStore:
             if counter is not None:
                 counter.nano += nano
 
-    async def charge(self, exchange_id: str, claims: Claims, cost_nano: int) -> None:
+    async def charge(self, exchange_id: str, claims: Claims, cost_nano: int, at: float | None = None) -> bool:
         self._add(claims, cost_nano)
+        return True
 
     async def cancel(self, exchange_id: str) -> Settled:
         live = self._live.get(exchange_id)
@@ -277,8 +279,21 @@ class MemoryStore:
                 log.remove(live.at)
         return await self.settle(exchange_id, tokens=0, cost_nano=0, now=0.0)
 
+    async def begin(self, windows: Sequence[BudgetWindow], now: float | None = None) -> Reading | None:
+        return None
+
+    async def readings(self) -> list[str]:
+        return []
+
+    async def retire(self, exchange_ids: Sequence[str], *, is_kept: bool = False) -> None:
+        return
+
     async def seed(
-        self, values: Mapping[str, int], windows: Sequence[BudgetWindow] = (), now: float | None = None
+        self,
+        values: Mapping[str, int],
+        windows: Sequence[BudgetWindow] = (),
+        now: float | None = None,
+        reading: Reading | None = None,
     ) -> None:
         if self._seeded_at is None:
             self._seeded_at = self._clock() if now is None else now

@@ -11,17 +11,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, Settled, SilentHold, Stale
+from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, Reading, Settled, SilentHold, Stale
 from sidecar.limits.store.base import StoreDownError
 from sidecar.limits.store.redis_link import RedisLink, pack
 from sidecar.limits.windows import BudgetWindow
 
 PREFIX = "{sidecar}:"
-_SCRIPTS = ("acquire", "settle", "charge", "extend", "renew", "reap", "seed")
+_SCRIPTS = ("acquire", "settle", "charge", "extend", "renew", "reap", "begin", "seed", "retire")
 _KEPT_S = 7 * 86400
 """A budget counter is kept this long after its window, for exchanges that began in it."""
 _DYNAMIC_ARGS = 8
@@ -39,6 +39,7 @@ class RedisStore:
         self._link = RedisLink(url, scripts, deadline_s=deadline_s)
         self._prefix = f"{PREFIX}{prefix}"
         self._record = self._key("x:").encode()
+        self.epoch = ""
 
     def _key(self, name: str) -> str:
         return self._prefix + name
@@ -60,7 +61,7 @@ class RedisStore:
         min_hold_nano: int,
         lease_s: float,
         owner: str = "",
-        is_forced: bool = False,
+        lost_at: float | None = None,
         now: float | None = None,
     ) -> Admitted | Denied | Cold | Stale | Gone:
         wire = claims.cache.get(self)
@@ -77,7 +78,7 @@ class RedisStore:
             b"%d" % hold_nano,
             b"%d" % min_hold_nano,
             owner.encode(),
-            b"1" if is_forced else b"",
+            _micros(lost_at),
         )
         data = head + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in dynamic]) + tail
         try:
@@ -142,18 +143,44 @@ class RedisStore:
         )
         return self._run("settle", keys, args)
 
-    async def charge(self, exchange_id: str, claims: Claims, cost_nano: int) -> None:
-        keys = [self._key("d:" + exchange_id), *(self._key("b:" + w.key) for w in claims.windows)]
-        await self._run("charge", keys, [str(cost_nano)])
+    def _counters(self, keys: Iterable[str]) -> list[str]:
+        """Each counter's name and that of its reading."""
+        return [self._key(letter + key) for key in keys for letter in ("b:", "s:")]
+
+    async def charge(self, exchange_id: str, claims: Claims, cost_nano: int, at: float | None = None) -> bool:
+        keys = [self._key("d:" + exchange_id), *self._counters(w.key for w in claims.windows)]
+        return bool(await self._run("charge", keys, [str(cost_nano), _micros(at)]) != 2)
+
+    async def begin(self, windows: Sequence[BudgetWindow], now: float | None = None) -> Reading | None:
+        keys = [self._key("epoch"), self._key("readings"), *self._counters(w.key for w in windows)]
+        args: list[str | bytes] = [_micros(now), *(_forget_at(w) for w in windows)]
+        epoch, number, *instants = await self._run("begin", keys, args)
+        self.epoch = epoch.decode()
+        since = {w.key: int(at) / 1e6 for w, at in zip(windows, instants, strict=True) if at}
+        return Reading(number, since)
 
     async def seed(
-        self, values: Mapping[str, int], windows: Sequence[BudgetWindow] = (), now: float | None = None
+        self,
+        values: Mapping[str, int],
+        windows: Sequence[BudgetWindow] = (),
+        now: float | None = None,
+        reading: Reading | None = None,
     ) -> None:
         forget = {w.key: _forget_at(w) for w in windows}
-        args: list[str | bytes] = [_micros(now)]
-        for key, nano in values.items():
-            args += [str(nano), forget.get(key, "")]
-        await self._run("seed", [self._key("gen"), *(self._key("b:" + key) for key in values)], args)
+        found = [key for key in values if reading is None or key in reading.since]
+        args: list[str | bytes] = [_micros(now), b"" if reading is None else b"%d" % reading.number]
+        for key in found:
+            since = _micros(reading.since[key]) if reading is not None else b""
+            args += [str(values[key]), forget.get(key, ""), since]
+        await self._run("seed", [self._key("gen"), *self._counters(found)], args)
+
+    async def readings(self) -> list[str]:
+        return await self._names("s:")
+
+    async def retire(self, exchange_ids: Sequence[str], *, is_kept: bool = False) -> None:
+        for start in range(0, len(exchange_ids), _PAGE):
+            args: list[str | bytes] = [self._record, "1" if is_kept else "", *exchange_ids[start : start + _PAGE]]
+            await self._run("retire", [self._key("leases")], args)
 
     async def spent(self, keys: Sequence[str]) -> dict[str, int]:
         if not keys:
@@ -162,7 +189,10 @@ class RedisStore:
         return {key: int(value or 0) for key, value in zip(keys, found, strict=True)}
 
     async def counters(self) -> list[str]:
-        head = self._key("b:").encode()
+        return await self._names("b:")
+
+    async def _names(self, letter: str) -> list[str]:
+        head = self._key(letter).encode()
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", head) + b"*"
         cursor, found = b"0", set()
         while True:
@@ -172,12 +202,14 @@ class RedisStore:
                 return sorted(name[len(head) :].decode() for name in found)
 
     async def renew(self, exchange_ids: Sequence[str], lease_s: float, now: float | None = None) -> list[str]:
-        keys = [self._key("leases"), self._key("guard")]
+        keys = [self._key("leases"), self._key("guard"), self._key("epoch")]
         unknown: list[str] = []
         for start in range(0, max(1, len(exchange_ids)), _PAGE):
             args: list[str | bytes] = [_micros(now), b"%d" % (lease_s * 1e6), self._record]
             args += exchange_ids[start : start + _PAGE]
-            unknown += [name.decode() for name in await self._run("renew", keys, args)]
+            epoch, *names = await self._run("renew", keys, args)
+            self.epoch = epoch.decode()
+            unknown += [name.decode() for name in names]
         return unknown
 
     async def reap(self, now: float | None = None) -> list[SilentHold]:
