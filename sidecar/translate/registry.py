@@ -13,6 +13,7 @@ from sidecar.translate.providers.bedrock import Bedrock
 from sidecar.translate.providers.bedrock_invoke import BedrockInvoke
 from sidecar.translate.providers.cohere import Cohere
 from sidecar.translate.providers.gemini import Gemini
+from sidecar.translate.providers.mistral import Mistral
 from sidecar.translate.providers.ollama import Ollama
 from sidecar.translate.providers.openai import OpenAI
 from sidecar.translate.providers.responses import Responses
@@ -35,6 +36,7 @@ def _collect() -> dict[str, Provider]:
         Vertex(),
         Cohere(),
         Ollama(),
+        Mistral(),
         SimulatedProvider(),
         *COMPATIBLE.values(),
     ):

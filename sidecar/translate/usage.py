@@ -60,6 +60,8 @@ def usage_from_openai(source: Any) -> Usage:
         cached = count(source.get("prompt_cache_hit_tokens"))
     if cached is None:
         cached = count(source.get("cached_tokens"))
+    if cached is None:
+        cached = count(source.get("num_cached_tokens"))  # Mistral's
     written = count(prompt_details.get("cache_write_tokens"))
     if written is None:
         written = count(prompt_details.get("cache_creation_tokens"))

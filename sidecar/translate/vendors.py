@@ -70,23 +70,6 @@ _MAKERS: tuple[Vendor, ...] = (
         note="cache hits in `prompt_cache_hit_tokens`; thinking in `reasoning_content`",
     ),
     Vendor(
-        "mistral",
-        "https://api.mistral.ai/v1",
-        "MISTRAL_API_KEY",
-        "https://docs.mistral.ai/api/#tag/chat",
-        # Its schema forbids extra fields (422); usage comes with every stream's last chunk.
-        refused=_refuse(
-            "audio function_call functions logit_bias logprobs modalities moderation prompt_cache_key "
-            "prompt_cache_options prompt_cache_retention safety_identifier service_tier store top_logprobs user "
-            "verbosity web_search_options",
-            "Mistral's schema has no such field; remove it.",
-        ),
-        renames={"seed": "random_seed"},
-        takes_both_caps=False,
-        forces_usage=False,
-        note="strict schema",
-    ),
-    Vendor(
         "xai",
         "https://api.x.ai/v1",
         "XAI_API_KEY",

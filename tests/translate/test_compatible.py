@@ -76,7 +76,7 @@ def test_each_shape_of_row_is_in_the_conformance_suite() -> None:
     shapes = {shape_of(row.vendor) for name, row in COMPATIBLE.items() if name in DISTINCT}
     assert shapes == {shape_of(vendor) for vendor in VENDORS}
     assert set(PROVIDERS) - set(COMPATIBLE) <= set(DISTINCT)
-    assert {"groq", "mistral", "deepseek", "perplexity"} <= set(DISTINCT)
+    assert {"groq", "deepseek", "perplexity"} <= set(DISTINCT)
     for vendor in VENDORS:
         twin = next(
             row for name, row in COMPATIBLE.items() if name in DISTINCT and shape_of(row.vendor) == shape_of(vendor)

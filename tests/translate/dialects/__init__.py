@@ -15,6 +15,7 @@ from tests.translate.dialects.base import Dialect
 from tests.translate.dialects.bedrock import Converse, InvokeClaude, SageMakerChat
 from tests.translate.dialects.cohere import CohereChat
 from tests.translate.dialects.gemini import GeminiContents, VertexContents
+from tests.translate.dialects.mistral import MistralChat
 from tests.translate.dialects.ollama import OllamaChat
 from tests.translate.dialects.openai import OpenAIChat
 from tests.translate.dialects.responses import ResponsesAPI
@@ -32,6 +33,9 @@ DIALECTS: Mapping[str, Dialect] = {
     "ollama": OllamaChat(),
 }
 """Of the providers that do not speak OpenAI's dialect, or frame it otherwise, by name."""
+
+OPENAI_LIKE: Mapping[str, Dialect] = {"mistral": MistralChat()}
+"""Of those that do, but whose own schema is held to besides."""
 
 
 def _distinct() -> dict[str, Provider]:
@@ -51,5 +55,5 @@ one is true of them. `test_compatible` runs over all rows."""
 def dialect_of(provider: Provider | str) -> Dialect:
     found = PROVIDERS[provider] if isinstance(provider, str) else provider
     if found.name not in DIALECTS and found.is_same_dialect:
-        return OPENAI
+        return OPENAI_LIKE.get(found.name, OPENAI)
     return DIALECTS[found.name]
