@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from sidecar.admin import build_admin
 from sidecar.admin.models import ModelAdmin
+from sidecar.admin.transform import transform_route
 from sidecar.admit import AdmissionPolicy
 from sidecar.asgi import ASGIApp
 from sidecar.config.build import (
@@ -38,6 +39,7 @@ from sidecar.config.stored import LiveCatalog, ModelTable
 from sidecar.db import Database
 from sidecar.db.vault import Vault
 from sidecar.errors import RefusedError, UnavailableError
+from sidecar.explanation import Explainer
 from sidecar.gateway import Gateway, error_response
 from sidecar.heartbeat import Heartbeat
 from sidecar.idempotency.memory import MemoryAnswers
@@ -214,6 +216,17 @@ def build_app(
         fetch_media=media.fetch if media is not None else None,
     )
     routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]
+    routes.append(
+        transform_route(
+            Explainer(
+                catalog, router, policy=policy, retries=config.routing.retries, fetches_media=media is not None
+            ),
+            keys=credentials,
+            callers=callers,
+            end_user_header=end_user_header,
+            access_groups=catalog.access_groups,
+        )
+    )
     feed = ChangeFeed(store, [live, *(f for f in (keys, callers, subjects) if f is not None)], clock=time.time)
     tree = Tree(table, PrincipalTable(store))
     jobs = build_jobs(

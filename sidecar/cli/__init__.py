@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from sidecar.cli.explain import explain
 from sidecar.cli.imports import imports
 from sidecar.cli.keys import keys
 from sidecar.cli.spend import spend
@@ -38,6 +39,7 @@ for group_name, group in groups().items():
     app.add_typer(group, name=group_name)
 add_audit(app)
 app.command()(status)
+app.command()(explain)
 app.add_typer(config_app, name="config")
 app.add_typer(imports, name="import")
 app.add_typer(spend, name="spend")
