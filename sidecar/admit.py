@@ -203,7 +203,7 @@ def charge(exchange: Exchange, attempt: Attempt) -> None:
     elif attempt.usage.is_known and attempt.is_complete:
         attempt.cost_nano, attempt.cost_status = cost_nano(price, attempt.usage), "settled"
     elif isinstance(attempt.error, HoldUsedUpError) or (
-        exchange.client_left and (attempt.events_seen or attempt.usage.is_known)
+        (exchange.client_left or attempt.is_lost) and (attempt.events_seen or attempt.usage.is_known)
     ):
         attempt.usage = tokens_so_far(exchange, attempt)
         attempt.cost_nano, attempt.cost_status = cost_nano(price, attempt.usage), "estimated"
@@ -236,20 +236,24 @@ def tokens_so_far(exchange: Exchange, attempt: Attempt) -> Usage:
 
 
 async def extend(exchange: Exchange, attempt: Attempt, policy: AdmissionPolicy) -> None:
-    """Before a dispatch: the first attempt uses the hold; one that follows a possibly billed one holds its own."""
+    """Before a dispatch: the first attempt uses the hold; one that follows a possibly billed one holds its own, and so
+    does one that begins beside another, whose cost nobody knows yet."""
     attempt.hold_nano = worst_case(exchange, attempt.deployment, policy.default_output_tokens)
     grant = exchange.grant
     if grant is None or "budgets" not in policy.parts:
         return
     attempt.hold_nano = min(attempt.hold_nano, grant.hold_nano) if not exchange.attempts else attempt.hold_nano
+    is_beside = any(a.is_running for a in exchange.attempts)
     billed = [a for a in exchange.attempts if a.may_be_billed]
-    if billed:
+    if is_beside:
+        await policy.admission.extend_hold(grant, attempt.hold_nano)
+    elif billed:
         for earlier in billed:
             charge(exchange, earlier)
         needed = sum(a.cost_nano or 0 for a in billed) + attempt.hold_nano
         if needed > grant.hold_nano:
             await policy.admission.extend_hold(grant, needed - grant.hold_nano)
     if grant.windows and exchange.is_stream:
-        left = _left_of_hold(exchange, attempt)
+        left = attempt.hold_nano if is_beside else _left_of_hold(exchange, attempt)
         bound = affordable_output(price_of(attempt.deployment), estimate_of(exchange)[0], left)
         attempt.output_max = min(bound + METER_SLACK, NO_BOUND)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sidecar.asgi import ASGIApp, Message, Scope, Send, receive_for
-from sidecar.errors import UpstreamError, UpstreamStaleError, UpstreamTimeoutError
+from sidecar.errors import BadRequestError, UpstreamError, UpstreamStaleError, UpstreamTimeoutError
 from sidecar.exchange import ATTEMPT_KEY, Attempt, Exchange
 from sidecar.routing.board import Live
 from sidecar.routing.plan import Failure, Full, Policy
@@ -19,6 +19,9 @@ from sidecar.routing.router import Here, Router
 from sidecar.translate.provider import Head
 from sidecar.translate.provider_errors import kind_of_status, make_error
 from sidecar.types import Deployment, Identity
+
+if TYPE_CHECKING:
+    from sidecar.race import Race
 
 _RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 529})
 
@@ -62,6 +65,8 @@ class Dispatch:
         "attempt",
         "deployment",
         "error",
+        "race",
+        "refusal",
     )
 
     def __init__(
@@ -85,6 +90,8 @@ class Dispatch:
         self.deployment = deployment
         self.attempt: Attempt | None = None
         self.error: UpstreamError | None = None
+        self.refusal: BadRequestError | None = None
+        self.race: Race | None = None
 
     async def run(self) -> Failure | Full | None:
         """`None`: the answer is out, or nobody wants it."""
@@ -111,15 +118,23 @@ class Dispatch:
         is_reported = False
         try:
             attempt = self.attempt = await exchange.begin_attempt(self._in_time())
+            if self.race is not None and not self._is_wanted(self.race, attempt):
+                return None
             if here is not None:
                 live = self._live = host.router.board.started(deployment, attempt.started_at, tokens)
             can_retry = len(exchange.attempts) <= host.policy.retries
-            gate = Gate(exchange, attempt, self._send, can_retry=can_retry, watcher=self if live is not None else None)
+            gate = Gate(exchange, attempt, self._send, self, can_retry=can_retry)
             error: UpstreamError | None = None
             try:
                 await host.app({**self._scope, ATTEMPT_KEY: attempt}, receive_for(exchange), gate)
             except UpstreamError as raised:
                 error = attempt.error = raised
+            except BadRequestError as raised:
+                # This dialect has no such field; another deployment's may.
+                if here is None or raised.code != "unsupported_parameter":
+                    raise
+                self.refusal = raised
+                return Failure("unsupported", is_retryable=False)
             if exchange.client_left:
                 return None
             if gate.discarded is not None:
@@ -141,12 +156,22 @@ class Dispatch:
             if taken is not None and host.places is not None:
                 await self._leave(host.places, taken, self.attempt)
 
-    def began(self, attempt: Attempt) -> float:
+    def _is_wanted(self, race: Race, attempt: Attempt) -> bool:
+        """False: meanwhile another answers. Nothing was sent."""
+        if race.winner is None and not race.is_over:
+            attempt.is_running = race.is_two
+            return True
+        attempt.is_sent = False
+        attempt.ended_at = self._exchange.now()
+        return False
+
+    def began(self, attempt: Attempt) -> float | None:
         """A stream's content began: the board learns it now, and a trial is passed. How long it took."""
+        if self._live is None:
+            return None
         now = self._exchange.now()
         waited_s = now - attempt.started_at
-        if self._live is not None:
-            self._live.waited(now, waited_s)
+        self._live.waited(now, waited_s)
         self._host.router.health.began(self.deployment, attempt.started_at)
         return waited_s
 
@@ -198,6 +223,10 @@ class Dispatch:
             failed = None  # our deadline, or the client's
         if (error is not None and not error.cools_down) or (exchange.client_left and not attempt.is_complete):
             failed = None
+        elif attempt.is_lost:
+            failed = None
+            if live.wait_s is None or now - attempt.started_at > live.wait_s:
+                live.waited(now, now - attempt.started_at)  # at least
         self._host.router.board.ended(
             live,
             now,
@@ -215,10 +244,10 @@ class Gate:
 
     __slots__ = (
         "_can_retry",
+        "_dispatch",
         "_exchange",
         "_held",
         "_send",
-        "_watcher",
         "attempt",
         "began_s",
         "discarded",
@@ -230,16 +259,16 @@ class Gate:
         exchange: Exchange,
         attempt: Attempt,
         send: Send,
+        dispatch: Dispatch,
         *,
         can_retry: bool,
-        watcher: Dispatch | None = None,
     ) -> None:
         self._exchange = exchange
         self.attempt = attempt
         self._send = send
         self._can_retry = can_retry
         self._held: list[Message] = []
-        self._watcher = watcher
+        self._dispatch = dispatch
         self.is_open = False
         self.began_s: float | None = None
         self.discarded: UpstreamError | None = None
@@ -248,7 +277,7 @@ class Gate:
         return self._send(message) if self.is_open else self._judge(message)
 
     async def _judge(self, message: Message) -> None:
-        if self.discarded is not None:
+        if self.discarded is not None or self.attempt.is_lost:
             return
         if message["type"] == "http.response.start":
             if message["status"] in _RETRYABLE_STATUSES and self._can_retry and not self._exchange.is_translated:
@@ -256,21 +285,27 @@ class Gate:
                 self.discarded = self._error(message)
                 self.attempt.status = message["status"]
                 return
-            deployment = self.attempt.deployment.deployment_id.encode("latin-1", "replace")
-            headers = [
-                *message["headers"],
-                (b"x-sidecar-deployment", deployment),
-                (b"x-sidecar-attempts", str(self.attempt.number).encode()),
-            ]
-            self._held.append({**message, "headers": headers})
+            self._held.append(message)
             return
         self._held.append(message)
-        if self.attempt.content_started or not message.get("more_body", False) or not self._exchange.is_translated:
+        attempt, exchange, race = self.attempt, self._exchange, self._dispatch.race
+        if attempt.content_started or not message.get("more_body", False) or not exchange.is_translated:
+            if race is not None and not race.won(self._dispatch):
+                self._held.clear()
+                return
             self.is_open = True
-            self._exchange.answering = self.attempt
-            if self._watcher is not None and self._exchange.is_stream and self.attempt.content_started:
-                self.began_s = self._watcher.began(self.attempt)
-            for held in self._held:
+            exchange.answering = attempt
+            if exchange.is_stream and attempt.content_started:
+                self.began_s = self._dispatch.began(attempt)
+            start, *rest = self._held
+            deployment = attempt.deployment.deployment_id.encode("latin-1", "replace")
+            headers = [
+                *start["headers"],
+                (b"x-sidecar-deployment", deployment),
+                (b"x-sidecar-attempts", str(len(exchange.attempts)).encode()),
+            ]
+            await self._send({**start, "headers": headers})
+            for held in rest:
                 await self._send(held)
             self._held.clear()
 

@@ -78,7 +78,7 @@ class Metrics:
         found[-1] += duration
         for attempt in attempts:
             deployment = attempt.deployment
-            result = "ok" if attempt.is_complete else _known(attempt.error.code if attempt.error else outcome)
+            result = "ok" if attempt.is_complete else _failure(attempt, outcome)
             key = (deployment.deployment_id, result, deployment.group, deployment.provider, attempt.cost_status)
             found = pending.get(key)
             if found is None:
@@ -172,6 +172,12 @@ def _observe(histogram: Any, found: list[float]) -> None:
     for bucket, count in zip(histogram._buckets, found[:-1], strict=True):
         if count:
             bucket.inc(count)
+
+
+def _failure(attempt: Any, outcome: str) -> str:
+    if attempt.is_lost:
+        return "hedge_lost"
+    return _known(attempt.error.code if attempt.error else outcome)
 
 
 def _known(result: str) -> str:

@@ -41,7 +41,9 @@ def layer_of(module: str) -> int:
         return 1 if rest[:1] in ([], ["cost"], ["prices"]) else 2
     if top in ("upstream", "identity", "db"):
         return 2
-    if top in ("exchange", "asgi", "admit", "attempts", "waiting", "heartbeat", "middleware", "metrics", "inprocess"):
+    if top in ("exchange", "asgi", "admit", "attempts", "race", "waiting", "heartbeat"):
+        return 3
+    if top in ("middleware", "metrics", "inprocess"):
         return 3
     return 4
 

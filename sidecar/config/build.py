@@ -6,14 +6,15 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sidecar.config.check import PLACE_KEYS
 from sidecar.config.environment import provider_keys
-from sidecar.config.models import Config, DeploymentSettings
+from sidecar.config.models import Config, DeploymentSettings, HedgeSettings
 from sidecar.config.read import ConfigError, Fault
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.health import Health
+from sidecar.routing.hedging import Hedges, Hedging
 from sidecar.routing.plan import Policy
 from sidecar.routing.router import Router
 from sidecar.spend.cost import UNPRICED, Price
@@ -78,7 +79,15 @@ def build_router(config: Config) -> Router:
         affinity=routing.affinity,
         affinities={model.name: model.affinity for model in config.models if model.affinity is not None},
         health=Health(routing.cooldown_s, after=routing.cooldown_after),
+        hedges=Hedges(
+            _hedging(routing.hedge),
+            {model.name: _hedging(model.hedge) for model in config.models if model.hedge is not None},
+        ),
     )
+
+
+def _hedging(settings: HedgeSettings | Literal["never"] | None) -> Hedging | None:
+    return Hedging(**settings.model_dump()) if isinstance(settings, HedgeSettings) else None
 
 
 def _from_key(provider: str, key: Secret) -> Deployment:

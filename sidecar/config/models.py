@@ -136,11 +136,24 @@ class DeploymentSettings(Strict):
 StrategyName = Literal["weighted", "adaptive", "least_busy", "latency", "throughput", "usage", "cost"]
 
 
+class HedgeSettings(Strict):
+    after_s: Seconds | None = None
+    share: Annotated[float, BeforeValidator(number)] = Field(default=0.1, gt=0, le=1, allow_inf_nan=False)
+    samples: Int = Field(default=50, ge=1, le=10_000)
+
+
+HedgeField = Annotated[
+    Annotated[HedgeSettings, Tag("mapping")] | Annotated[Literal["never"], Tag("never")],
+    *word_or_mapping("never", "{share: 0.1}"),
+]
+
+
 class ModelSettings(Strict):
     name: Name
     access_groups: list[Name] = []
     strategy: StrategyName | None = None
     affinity: bool | None = None
+    hedge: HedgeField | None = None
     deployments: list[DeploymentSettings] = Field(min_length=1)
 
 
@@ -158,6 +171,7 @@ class RetrySettings(Strict):
 class RoutingSettings(Strict):
     strategy: StrategyName = "weighted"
     affinity: bool = False
+    hedge: HedgeSettings | None = None
     retries: Int = Field(default=2, ge=0, le=10)
     retry_on: RetrySettings = RetrySettings()
     deadline_s: Seconds = 600.0

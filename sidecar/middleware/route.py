@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sidecar.admit import estimate_of
@@ -32,7 +32,6 @@ from sidecar.asgi import (
 )
 from sidecar.attempts import Dispatch, Places
 from sidecar.errors import (
-    BadRequestError,
     NotFoundError,
     RateLimitedError,
     RefusedError,
@@ -40,18 +39,18 @@ from sidecar.errors import (
     UpstreamError,
 )
 from sidecar.exchange import Exchange
+from sidecar.race import Race
 from sidecar.routing.affinity import prefix_of
 from sidecar.routing.candidates import Candidates, Try
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.health import Health
-from sidecar.routing.plan import Failure, Full, Policy, attempts
+from sidecar.routing.plan import SLOW, WAIT, Failure, Full, Plan, Policy, Said, Slow, Wait, attempts
 from sidecar.routing.router import Here, Router
 from sidecar.routing.verdict import final_error
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.types import Deployment
 
 TPM_OUTPUT_GUESS = 256
-Plan = Generator[Try, Failure | Full, float | None]
 
 
 class RouteMiddleware:
@@ -106,7 +105,7 @@ class RouteMiddleware:
         plan: Plan | None = None
         failures: list[tuple[Deployment, UpstreamError]] = []
         here: Here | None = None
-        step: Try | float | None
+        step: Try | Wait | float | None
         if type(candidates) is Candidates and candidates.lone is not None:
             step = candidates.lone  # the plan is made when it is needed
         else:
@@ -115,31 +114,44 @@ class RouteMiddleware:
                 candidates = await self._look(exchange, candidates, here)
             plan = self._plan(exchange, candidates, here, started_at)
             step = _advance(plan, None)
+        race: Race | None = None
+        if self.router.hedges.is_on and len(candidates) > 1:
+            group = candidates[0].group
+            if self.router.hedges.of(group) is not None:
+                race = Race(exchange, group, self.router.hedges)
         refusal: RefusedError | None = None
-        while type(step) is Try:
-            if step.wait_s and await _leaves_within(exchange, step.wait_s):
-                exchange.outcome = "client_left"
-                return
-            outcome: Failure | Full
-            dispatch = Dispatch(self, scope, exchange, step.deployment, send, started_at, here)
-            try:
-                outcome_or_none = await dispatch.run()
-            except BadRequestError as error:
-                # This dialect has no such field; another deployment's may.
-                if plan is None or error.code != "unsupported_parameter":
-                    raise
-                refusal = refusal or error
-                outcome_or_none = Failure("unsupported", is_retryable=False)
-            if outcome_or_none is None:
-                return
-            outcome = outcome_or_none
-            if dispatch.error is not None:
-                failures.append((step.deployment, dispatch.error))
-            if plan is None:
-                here = Here(self.router, self.draw)
-                plan = self._plan(exchange, candidates, here, started_at)
-                next(plan, None)  # its deadline may be over
-            step = _advance(plan, outcome)
+        try:
+            while type(step) is Try or step is WAIT:
+                dispatch: Dispatch | None = None
+                if type(step) is Try:
+                    if step.wait_s and await _leaves_within(exchange, step.wait_s):
+                        exchange.outcome = "client_left"
+                        return
+                    dispatch = Dispatch(self, scope, exchange, step.deployment, send, started_at, here)
+                outcome: Failure | Full | Slow | None
+                if race is not None:
+                    dispatch, outcome = await race.run(dispatch)
+                else:
+                    assert dispatch is not None
+                    outcome = await dispatch.run()
+                if outcome is None:
+                    return
+                if not isinstance(outcome, Slow):
+                    if race is not None:
+                        outcome.of = dispatch.deployment
+                    if dispatch.error is not None:
+                        failures.append((dispatch.deployment, dispatch.error))
+                    refusal = refusal or dispatch.refusal
+                if plan is None:
+                    here = Here(self.router, self.draw)
+                    plan = self._plan(exchange, candidates, here, started_at)
+                    next(plan, None)  # its deadline may be over
+                step = _advance(plan, outcome)
+                if step is WAIT and outcome is SLOW and race is not None:
+                    race.nobody_else()
+        finally:
+            if race is not None:
+                await race.aclose()
         if failures:
             extra = [(b"x-sidecar-attempts", str(len(exchange.attempts)).encode())]
             await refuse(exchange, final_error(failures), send, extra)
@@ -199,7 +211,7 @@ class RouteMiddleware:
         return candidates
 
 
-def _advance(plan: Plan, outcome: Failure | Full | None) -> Try | float | None:
+def _advance(plan: Plan, outcome: Said | None) -> Try | Wait | float | None:
     """The plan's next try; at its end what it says of room."""
     try:
         return next(plan) if outcome is None else plan.send(outcome)

@@ -115,7 +115,7 @@ class SpendMiddleware:
     async def record_all(self, exchange: Exchange) -> None:
         """Every attempt so far has its row. A failed write raises UnavailableError and is tried again at the end."""
         for attempt in exchange.attempts:
-            if not attempt.is_recorded:
+            if not attempt.is_recorded and not attempt.is_running:
                 charge(exchange, attempt)
                 await self.recorder.record(
                     _row(exchange, attempt, attempt.cost_status, _outcome(exchange, attempt), attempt.cost_nano or 0)

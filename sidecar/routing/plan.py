@@ -4,6 +4,8 @@
     step = next(plan)                                  # Try(deployment, wait_s)
     step = plan.send(Failure("server"))                # StopIteration: give up
     step = plan.send(Full(wait_s=3.0))                 # its own limits are full: another, at no cost
+    step = plan.send(SLOW)                             # who else, at the same time? Try(…), or WAIT: nobody
+    step = plan.send(Failure("server", of=deployment)) # of two at once, which; WAIT: the other is still out
 
 Levels are used up in order: the asked-for group by `order`, then its fallbacks. Within a level the world chooses. A
 deployment that was tried comes again only when no other is left, after a wait. One budget of attempts and one deadline
@@ -12,7 +14,7 @@ span everything. Returns the seconds after which one that was full has room, if 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,6 +46,7 @@ class Failure:
     is_retryable: bool = True
     is_free: bool = False
     retry_after_s: float | None = None
+    of: Deployment | None = None
 
 
 @dataclass(slots=True)
@@ -51,6 +54,21 @@ class Full:
     """The deployment's own limits have no room for `wait_s` seconds."""
 
     wait_s: float
+    of: Deployment | None = None
+
+
+class Slow:
+    """The attempt under way has not begun its content."""
+
+
+class Wait:
+    """Nothing new: go on waiting for what is under way."""
+
+
+SLOW = Slow()
+WAIT = Wait()
+Said = Failure | Full | Slow
+Plan = Generator[Try | Wait, Said, float | None]
 
 
 class World(Protocol):
@@ -93,7 +111,7 @@ def attempts(
     now: Callable[[], float],
     draw: Callable[[], float],
     started_at: float | None = None,
-) -> Generator[Try, Failure | Full, float | None]:
+) -> Plan:
     at = now()
     # The last instant at which another attempt is worth beginning.
     last_at = (at if started_at is None else started_at) + policy.deadline_s - min(LEAST_S, policy.deadline_s / 10)
@@ -115,6 +133,16 @@ def attempts(
         if wait_s > policy.max_wait_s or at + wait_s >= last_at:
             return None
         outcome = yield Try(chosen, wait_s)
+        if type(outcome) is Slow:
+            chosen, outcome, left = yield from _beside(
+                chosen,
+                (levels, state, world, has_limits),
+                now,
+                left,
+                last_at,
+                other_ways.keys(),
+                lambda failure, left: _pause(failure, policy, draw, policy.retries - left),
+            )
         at = now()
         key = _key(chosen)
         if type(outcome) is Full:
@@ -136,6 +164,78 @@ def attempts(
         elif not outcome.is_retryable:
             return None
         state.ready_at[key] = at + _pause(outcome, policy, draw, policy.retries - left)
+
+
+def _beside(
+    first: Deployment,
+    known: tuple[Levels, _State, World, bool],
+    now: Callable[[], float],
+    left: int,
+    last_at: float,
+    ways: Collection[str],
+    pause: Callable[[Failure, int], float],
+) -> Generator[Try | Wait, Said, tuple[Deployment, Failure | Full, int]]:
+    """Two at once, from the moment the first is slow until one outcome is left to go on from: the last one's, or one
+    that ends both. Gives that and the attempts left."""
+    levels, state, world, has_limits = known
+    running = [first]
+    outcome: Said = SLOW
+    while True:
+        at = now()
+        step: Try | Wait = WAIT
+        if type(outcome) is Slow:
+            if len(running) < min(left, 2) and at < last_at:
+                if has_limits:
+                    _ask_room(levels, state, world, at)
+                other = _another(running, levels, state, world, at)
+                if other is not None:
+                    running.append(other)
+                    step = Try(other)
+        else:
+            assert type(outcome) is Failure or type(outcome) is Full
+            one = outcome.of if outcome.of is not None else running[-1]
+            running.remove(one)
+            if not running or _ends_all(outcome, ways):
+                return one, outcome, left
+            key = _key(one)
+            if type(outcome) is Full:
+                state.full[key] = at + outcome.wait_s
+            else:
+                assert type(outcome) is Failure
+                state.tried.add(key)
+                state.counts[outcome.kind] = state.counts.get(outcome.kind, 0) + 1
+                left -= 1
+                if outcome.kind in ELSEWHERE:
+                    state.dead.add(key)
+                state.ready_at[key] = at + pause(outcome, left)
+        outcome = yield step
+
+
+def _ends_all(outcome: Failure | Full, ways: Collection[str]) -> bool:
+    """The client's own mistake: whoever else is asked will say the same."""
+    return (
+        type(outcome) is Failure
+        and not outcome.is_retryable
+        and outcome.kind not in ELSEWHERE
+        and outcome.kind not in ways
+    )
+
+
+def _another(
+    running: Sequence[Deployment], levels: Levels, state: _State, world: World, at: float
+) -> Deployment | None:
+    """A healthy one of the same group that was not asked yet: never a fallback, which is another model."""
+    first, group = running[0], running[0].group
+    asked = {*state.tried, *state.full, *map(_key, running)}
+    for level in levels:
+        fresh = [
+            d
+            for d in level
+            if d.group == group and (d.model == first.model or not group.endswith("*")) and _key(d) not in asked
+        ]
+        if fresh and (healthy := world.healthy(fresh, at)):
+            return healthy[0] if len(healthy) == 1 else world.choose(healthy, at)
+    return None
 
 
 def _pause(outcome: Failure, policy: Policy, draw: Callable[[], float], exponent: int) -> float:

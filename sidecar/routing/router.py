@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from sidecar.routing.affinity import at_home
 from sidecar.routing.board import Board
 from sidecar.routing.health import Health
+from sidecar.routing.hedging import Hedges
 from sidecar.routing.strategies import STRATEGIES, Strategy
 from sidecar.types import Deployment
 
@@ -27,9 +28,11 @@ class Router:
         affinities: Mapping[str, bool] | None = None,
         health: Health | None = None,
         board: Board | None = None,
+        hedges: Hedges | None = None,
     ) -> None:
         self.health = health if health is not None else Health()
         self.board = board if board is not None else Board()
+        self.hedges = hedges if hedges is not None else Hedges()
         self._default = STRATEGIES[strategy]
         self._by_group = {group: STRATEGIES[name] for group, name in (strategies or {}).items()}
         self._affinity = affinity
