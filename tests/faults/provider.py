@@ -25,6 +25,12 @@ from sidecar.translate.simulate import Plan
 from tests.translate.dialects import DIALECTS
 from tests.translate.dialects.base import Dialect
 
+MALFORMED = {
+    b"text/event-stream": b"data: {broken\n\n",
+    b"application/x-ndjson": b'{"message":{"content":"x"\n',
+    b"application/vnd.amazon.eventstream": b"\x00\x00\x00\x14\x00\x00\x00\x00????{}{}!!!!",  # sums that are none
+}
+"""An event that is none, in each framing."""
 WORDS = ("one", " two", " three", " four", " five")
 PROMPT_TOKENS, COMPLETION_TOKENS = 11, 5
 
@@ -34,6 +40,7 @@ Kind = Literal[
     "reset",
     "stall",
     "malform",
+    "torn",
     "ends",
     "done_only",
     "status",
@@ -50,7 +57,8 @@ Kind = Literal[
 @dataclass(frozen=True)
 class Fault:
     """What to do with one request. `after` counts stream events (or, unstreamed, quarters of the body) sent before the
-    fault; `drip_s` waits between events. `ends` is a stream properly framed that ends there; `done_only` has but its
+    fault; `drip_s` waits between events. `ends` is a stream properly framed that ends there, `torn`
+    one that ends in the middle of that event; `done_only` has but its
     last event; `held` says its last content again and again until the provider's `release()`, then goes on."""
 
     kind: Kind = "ok"
@@ -189,11 +197,22 @@ class FaultProvider:
         self.base_url = ""
         self._is_released = False
         self._script: deque[Fault] = deque()
+        self._script_for: dict[bytes, deque[Fault]] = {}
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def script(self, *faults: Fault) -> None:
         self._script.extend(faults)
+
+    def script_for(self, mark: bytes, *faults: Fault) -> None:
+        """For requests whose body holds this text, whenever they arrive."""
+        self._script_for.setdefault(mark, deque()).extend(faults)
+
+    def _next(self, body: bytes) -> Fault:
+        for mark, faults in self._script_for.items():
+            if mark in body and faults:
+                return faults.popleft()
+        return self._script.popleft() if self._script else Fault()
 
     def release(self) -> None:
         """From now on, held streams go on to their ends."""
@@ -203,6 +222,7 @@ class FaultProvider:
         self._is_released = False
         self.requests.clear()
         self._script.clear()
+        self._script_for.clear()
 
     @property
     def open_requests(self) -> list[Seen]:
@@ -235,7 +255,7 @@ class FaultProvider:
                 seen.body = await reader.readexactly(int(seen.headers.get("content-length", "0")))
                 self.requests.append(seen)
                 mine.append(seen)
-                fault = seen.fault = self._script.popleft() if self._script else Fault()
+                fault = seen.fault = self._next(seen.body)
                 answering = asyncio.ensure_future(self._answer(seen, fault, writer))
                 leaving = asyncio.ensure_future(reader.read(1))
                 done, _ = await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -333,22 +353,24 @@ class FaultProvider:
                 await asyncio.sleep(fault.drip_s)
         if fault.kind in ("ends", "done_only"):
             events = events[: fault.after] if fault.kind == "ends" else events[-1:]
-        faulty = fault.kind in ("cut", "reset", "stall", "malform")
+        faulty = fault.kind in ("cut", "reset", "stall", "malform", "torn")
         for number, event in enumerate(events):
             if faulty and number == fault.after:
-                if fault.kind != "malform":
+                if fault.kind not in ("malform", "torn"):
                     return await self._break(fault, writer)
-                event = b"data: {broken\n\n"
+                event = event[: len(event) // 2] if fault.kind == "torn" else MALFORMED[kind.partition(b";")[0]]
             writer.write(b"%x\r\n%b\r\n" % (len(event), event))
             await writer.drain()
             seen.events_sent += 1
+            if fault.kind == "torn" and number == fault.after:
+                break
             await asyncio.sleep(fault.drip_s)
             while fault.kind == "held" and number == 2 and not self._is_released:
                 writer.write(b"%x\r\n%b\r\n" % (len(event), event))
                 await writer.drain()
                 seen.events_sent += 1
                 await asyncio.sleep(max(fault.drip_s, 0.01))
-        if faulty and fault.kind != "malform":
+        if faulty and fault.kind not in ("malform", "torn"):
             return await self._break(fault, writer)
         writer.write(b"0\r\n\r\n")
         await writer.drain()

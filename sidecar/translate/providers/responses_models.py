@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from sidecar.translate.provider import Call
 
@@ -58,8 +57,9 @@ def base_model(call: Call) -> str:
 
 def speaks_responses(call: Call) -> bool:
     """True if this deployment is to be asked over `/v1/responses`."""
-    api: Any = call.options.get("api") if call.options else None
-    return api == "responses" if api is not None else is_responses_only(base_model(call))
+    if call.options and (api := call.options.get("api")) is not None:
+        return api == "responses"
+    return is_responses_only(base_model(call) if call.params or "model" in call.edits else call.model)
 
 
 def thinks(model: str) -> bool:
