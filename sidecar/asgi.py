@@ -190,7 +190,7 @@ class Inbox:
     async def wait_left(self) -> None:
         """Returns when the client has left or the answer is complete."""
         self.watch_now()
-        if self.client_left or (self._watcher is not None and self._watcher.done()):
+        if self.client_left or self._is_closed or (self._watcher is not None and self._watcher.done()):
             return
         if self._left is None:
             self._left = asyncio.get_running_loop().create_future()
@@ -205,9 +205,17 @@ class Inbox:
 
     def close(self) -> None:
         self._is_closed = True
-        if self._watcher is not None and not self._watcher.done():
+        if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
         self._callbacks.clear()
+        self._receive = _is_over
+
+
+async def _is_over() -> Message:
+    return {"type": "http.disconnect"}
 
 
 def _too_large(limit: int) -> BodyTooLargeError:
@@ -249,10 +257,23 @@ def open_exchange(scope: Scope, receive: Receive, *, now: Callable[[], float] = 
 
 
 def close_exchange(exchange: Exchange) -> None:
+    """Afterwards nothing of it leads back to it, the server's `receive` least of all, which holds the scope: finished
+    exchanges go without the garbage collector."""
     exchange.inbox.close()
     exchange.inbox.exchange = None
     exchange.front = exchange.begin = exchange.tap_owner = None
     exchange.before_attempt.clear()
+    if exchange.error is not None:
+        _forget_frames(exchange.error)
+    for attempt in exchange.attempts:
+        if attempt.error is not None:
+            _forget_frames(attempt.error)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def receive_for(exchange: Exchange) -> Receive:

@@ -89,6 +89,16 @@ class Line:
         raise NotImplementedError
 
 
+class _NoParser:
+    def feed(self, data: bytes) -> None:
+        raise ParseError("the connection is lost")
+
+    def expect(self, method: str) -> None: ...
+
+
+_GONE = _NoParser()
+
+
 class Connection(asyncio.Protocol, Line):
     """Serves one request at a time. `is_reusable` once the answer is complete and nothing odd happened."""
 
@@ -153,7 +163,8 @@ class Connection(asyncio.Protocol, Line):
         self.is_closed = True
         self.is_reusable = False
         self._silence()
-        answer = self._answer
+        answer, self._answer = self._answer, None
+        self._parser = _GONE  # it holds us
         if answer is not None and not answer.is_complete:
             answer.lost(exc)
         if self.on_closed is not None:
@@ -230,8 +241,9 @@ class Connection(asyncio.Protocol, Line):
         self._silence()
         if not self.is_closed:
             self.is_closed = True
-            if self._answer is not None:
-                self._answer.abort()
+            answer, self._answer = self._answer, None
+            if answer is not None:
+                answer.abort()
             if self._transport is not None:
                 self._transport.abort()
 
