@@ -4,6 +4,7 @@ Who writes which field (one writer each):
 
     exchange_id, request_id, started_at   open_exchange (asgi.py)
     identity                              Auth, through `identify()`
+    asked_model                           Auth: the alias, where `model` is what it stands for
     end_user_id, tags                     Auth
     raw, payload, model, is_stream, deadline_s   read_body (asgi.py)
     front                                 the outermost send wrapper, by itself (asgi.Front)
@@ -139,6 +140,7 @@ class Exchange:
     raw: bytes | None = None
     payload: dict[str, Any] | None = None
     model: str = ""
+    asked_model: str | None = None
     is_stream: bool = False
     deadline_s: float | None = None
     """What the client gives the whole request (`x-sidecar-timeout`); it can only shorten ours."""

@@ -159,6 +159,7 @@ class Principal:
     budgets: tuple[Budget, ...] = ()
     is_blocked: bool = False
     role: str | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 Role = Literal["proxy_admin", "proxy_admin_viewer", "internal_user", "internal_user_viewer"]
@@ -187,6 +188,8 @@ class Identity:
     is_blocked: bool = False
     role: Role | None = None
     """What the management API lets this caller do; `None`: nothing."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """What this caller calls models, its team's names included -> what they are for everybody. Followed once."""
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """Derived values of other layers (scopes, claims) that live exactly as long as this identity."""
 

@@ -119,8 +119,18 @@ _INSTANT = {
 _DURATION = {"type": "string", "pattern": r"^([1-9][0-9]{0,2}[smhdw]|1mo)$", "description": "Such as 30d, or 1mo."}
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+def _aliases(value: dict[str, str]) -> dict[str, str]:
+    for name, target in value.items():
+        if "*" in name + target:
+            raise ValueError(f"holds a wildcard ('{name}': '{target}'); each name stands for one model")
+    return value
+
+
 Names = Annotated[list[Name], Field(max_length=1000)]
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Aliases = Annotated[dict[Name, Name], Field(max_length=100), AfterValidator(_aliases)]
 Counts = Annotated[dict[Name, Count], Field(max_length=1000)]
 Money = Annotated[Decimal, BeforeValidator(_money), WithJsonSchema(_USD)]
 Duration = Annotated[str, Field(min_length=1, max_length=32), AfterValidator(_duration), WithJsonSchema(_DURATION)]

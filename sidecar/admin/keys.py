@@ -371,6 +371,7 @@ def described(row: KeyRow, spent_nano: int) -> dict[str, Any]:
         "budget_id": row.budget_id,
         "blocked": row.blocked,
         "tags": list(row.tags),
+        "aliases": row.model_aliases,
         "expires": shown_at(row.expires_at),
         "successor_token": row.successor_hash,
         "auto_rotate": row.rotation_interval is not None,

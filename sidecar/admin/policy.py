@@ -48,6 +48,8 @@ def policy_changes(given: Mapping[str, Any], now: float, before: Policy | None =
                 limits.pop(_BY_MODEL[name], None)
             for model, count in (value or {}).items():
                 by_model.setdefault(model, {})[_BY_MODEL[name]] = count
+        elif name in ("aliases", "model_aliases"):
+            changes["model_aliases"] = value or {}
         elif name in _EMPTY:
             changes[name] = _EMPTY[name] if value is None else tuple(value) if isinstance(value, list) else value
         else:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from sidecar.admin.fields import (
+    Aliases,
     Count,
     Counts,
     Duration,
@@ -76,6 +77,7 @@ class KeyFields(OwnedFields):
     tags: Annotated[list[Name], Field(max_length=20)] | None = None
     auto_rotate: bool | None = None
     rotation_interval: Duration | None = None
+    aliases: Aliases | None = None
 
 
 class GenerateKey(KeyFields):
@@ -178,6 +180,7 @@ class TeamFields(OwnedFields):
 
     team_alias: Name | None = None
     organization_id: Name | None = None
+    model_aliases: Aliases | None = None
 
 
 class NewTeam(TeamFields):

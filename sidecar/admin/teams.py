@@ -100,7 +100,8 @@ class TeamAdmin(SubjectAdmin):
         return await self._list(query, None if reach.sees_all else {"principal_id": sorted(reach.teams)})
 
     def described(self, row: PrincipalRow, spent_nano: int | None) -> dict[str, Any]:
-        return super().described(row, spent_nano) | {"organization_id": row.organization_id}
+        more = {"organization_id": row.organization_id, "model_aliases": row.model_aliases}
+        return super().described(row, spent_nano) | more
 
     # who is in it
 

@@ -26,6 +26,7 @@ _FIELDS = (
     Field("team_id", "text", "which team's"),
     Field("organization_id", "text", "which organization's, if it is no team's"),
     Field("tags", "names", "tags of every request with it, comma-separated"),
+    Field("aliases", "object", 'this key\'s names of models, such as \'{"fast": "gpt-4o"}\''),
     Field("rotation_interval", "text", "a new key in its place every so often, such as 90d"),
 )
 _FILTERS = (

@@ -57,6 +57,7 @@ SUBJECTS = (
         (
             Field("team_alias", "text", "a name for people", "alias"),
             Field("organization_id", "text", "the organization it is in"),
+            Field("model_aliases", "object", "other names of models for its keys, such as '{\"fast\": \"gpt-4o\"}'"),
         ),
         (
             Field("team_alias", "text", "only with this name", "alias"),

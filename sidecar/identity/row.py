@@ -7,7 +7,7 @@ its user's, and only the master key is `proxy_admin` without one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast, get_args
 
 import msgspec
@@ -49,6 +49,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     tpm_limit: int | None = None
     max_parallel_requests: int | None = None
     model_limits: Mapping[str, ModelLimit] = {}
+    model_aliases: Mapping[str, str] = {}
     budget_id: str | None = None
     metadata: Mapping[str, Any] = {}
     blocked: bool = False
@@ -109,7 +110,17 @@ class PrincipalRow(Policy, frozen=True, kw_only=True):
             budgets=self.budgets(shared),
             is_blocked=self.blocked,
             role=self.role,
+            aliases=self.model_aliases,
         )
+
+
+def aliases_of(own: Mapping[str, str], above: Iterable[Principal]) -> Mapping[str, str]:
+    """A caller's names of models: its own before those of who stands above it."""
+    found: dict[str, str] = {}
+    for principal in above:
+        if principal.aliases:
+            found = {**principal.aliases, **found}
+    return {**found, **own} if found else own
 
 
 def member_id(team_id: str, user_id: str) -> str:
@@ -169,6 +180,7 @@ class KeyRow(Policy, frozen=True, kw_only=True):
             expires_at=self.expires_at,
             is_blocked=self.blocked,
             role=cast(Role, role) if role in ROLES else None,
+            aliases=aliases_of(self.model_aliases, above),
         )
 
 

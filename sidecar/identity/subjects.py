@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from sidecar.errors import AuthenticationError, ConflictError, PermissionDeniedError, UnavailableError
 from sidecar.identity.deadline import Deadline
-from sidecar.identity.row import ROLES, PrincipalRow, member_id
+from sidecar.identity.row import ROLES, PrincipalRow, aliases_of, member_id
 from sidecar.identity.tokens import is_plausible
 from sidecar.types import NO_MODELS, Identity, Principal, Role
 
@@ -172,6 +172,7 @@ class Subjects:
             principals=tuple(_administering(p, claims, team) for p in above),
             metadata=dict(claims.raw),
             expires_at=claims.expires_at,
+            aliases=aliases_of({}, above),
             role=_mightier(_ROLE[claims.role], next((p.role for p in above if p.kind == "user"), None)),
         )
 

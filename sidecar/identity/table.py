@@ -47,6 +47,7 @@ _JSON: Mapping[str, Any] = {
     "tags": tuple[str, ...],
     "budget_windows": tuple[BudgetCap, ...],
     "model_limits": dict[str, ModelLimit],
+    "model_aliases": dict[str, str],
     "metadata": dict[str, Any],
 }
 _decoders = {name: msgspec.json.Decoder(kind) for name, kind in _JSON.items()}

@@ -118,6 +118,8 @@ class AuthMiddleware:
                 if self.callers is not None and (exchange.end_user_id or exchange.tags or identity.tags):
                     identity = await self.callers.of(identity, exchange.end_user_id, exchange.tags)
                     exchange.identity = identity
+                if identity.aliases and (meant := identity.aliases.get(exchange.model)) is not None:
+                    exchange.asked_model, exchange.model = exchange.model, meant
                 groups = self.access_groups(exchange.model) if self.access_groups is not None else frozenset()
                 if not identity.may_call(exchange.model, groups):
                     raise PermissionDeniedError(

@@ -43,6 +43,7 @@ COUNT = ["", "5", 0, -1, 1.5, 10**30, True, [], {}]
 MONEY = ["", "ten", -1, 1e-10, 10**9, True, [], {}, "NaN", "1e999", NUL]
 DURATION = ["", "soon", "-5d", "0s", "2mo", 30, True, [], {}, "99999999999d"]
 COUNTS = ["x", [], 1, {"m": 0}, {"m": "x"}, {"": 1}, {"m": None}, {NUL: 1}, {LONG: 1}]
+ALIASES = ["x", [], 1, {"a": 1}, {"a": ""}, {"": "m"}, {"a": None}, {NUL: "m"}, {"a": NUL}, {LONG: "m"}, {"a": "m/*"}]
 FLAG = ["yes", 1, 0, [], {}, ""]
 INSTANT = ["", "soon", -1, 1e300, True, [], {}, "2027-13-01", NUL]
 OBJECT = ["x", 1, [], True]
@@ -63,6 +64,7 @@ BAD: dict[str, list[Any]] = {
     "budget_duration": DURATION, "duration": DURATION, "grace_period": DURATION, "rotation_interval": DURATION,
     "rpm_limit": COUNT, "tpm_limit": COUNT, "max_parallel_requests": COUNT,
     "model_rpm_limit": COUNTS, "model_tpm_limit": COUNTS, "model_max_parallel_requests": COUNTS,
+    "aliases": ALIASES, "model_aliases": ALIASES,
     "blocked": FLAG, "auto_rotate": FLAG, "auto_create_key": FLAG, "temp_budget_expiry": INSTANT,
     "metadata": [*OBJECT, {"a": LONE}, {NUL: 1}, {"a": "x" * 70_000}], "budget_limits": WINDOWS,
     "models": LIST, "tags": LIST, "key_aliases": LIST, "access_groups": LIST,
