@@ -112,15 +112,6 @@ def _function_name(value: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def parallel_calls(fields: Fields, has_tools: bool, drop: Drop, vendor: str) -> None:
-    """For vendors that may always call several at once: true is what happens anyway."""
-    value = fields.pop("parallel_tool_calls", None)
-    if value is not None and not isinstance(value, bool):
-        raise bad("'parallel_tool_calls' must be true or false.", "parallel_tool_calls")
-    if value is False and has_tools:
-        drop("parallel_tool_calls", f"{vendor} may always call several functions at once; remove it.")
-
-
 def output_cap(call: Call, fields: Fields) -> int | None:
     """Takes both caps out of the fields; the gateway's own cap stands above them."""
     caps = []

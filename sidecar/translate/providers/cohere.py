@@ -38,12 +38,11 @@ class Cohere(Provider):
     docs_url = "https://docs.cohere.com/reference/chat"
     params: Mapping[str, str] = {
         "model": "mapped to the deployment's model",
-        "messages": "mapped",
+        "messages": "mapped; role function is refused",
         "frequency_penalty": "passed",
         "logprobs": "passed",
         "max_completion_tokens": "mapped to max_tokens",
         "max_tokens": "passed",
-        "parallel_tool_calls": "true is what happens anyway; false is refused",
         "presence_penalty": "passed",
         "reasoning_effort": "mapped to thinking",
         "response_format": "mapped; refused beside tools",
@@ -53,7 +52,7 @@ class Cohere(Provider):
         "stream_options": "mapped: include_usage is done by the gateway",
         "temperature": "passed",
         "tool_choice": "mapped to REQUIRED or NONE; a function named is the only one sent",
-        "tools": "mapped (functions)",
+        "tools": "mapped; tools that are no functions are refused",
         "top_p": "mapped to p (at most 0.99)",
         # Not OpenAI's, but Cohere's own:
         "thinking": "mapped, budget_tokens to token_budget",
@@ -74,6 +73,7 @@ class Cohere(Provider):
         "modalities": "Remove it; Cohere answers with text.",
         "moderation": "Remove it; safety_mode says what Cohere filters.",
         "n": "Remove it or send 1.",
+        "parallel_tool_calls": "Cohere may always call several functions at once; remove it, or send true.",
         "prediction": "Remove it.",
         "prompt_cache_key": _CACHES,
         "prompt_cache_options": _CACHES,

@@ -18,10 +18,8 @@ from sidecar.translate.chat_fields import (
     Fields,
     function_tools,
     json_format,
-    logprob_fields,
     numbers,
     output_cap,
-    parallel_calls,
     reasoning_effort,
     stops,
     tool_choice,
@@ -44,7 +42,7 @@ THINKING_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192}
 
 _RENAMED = {"top_p": "p", "top_k": "k"}
 _NUMBERS = ("temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
-_DONE = ("stream", "stream_options", "model", "n")
+_DONE = ("stream", "stream_options", "model")
 
 
 def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]]:
@@ -65,8 +63,10 @@ def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]
         raise bad(f"'stop' has {len(found)} sequences; Cohere takes {MAX_STOPS}.", "stop")
     if found:
         body["stop_sequences"] = found
-    if logprob_fields(fields)[0]:
-        body["logprobs"] = True
+    if not isinstance(fields.get("logprobs", False), bool):
+        raise bad("'logprobs' must be true or false.", "logprobs")
+    if fields.get("logprobs") is False:
+        del fields["logprobs"]
     numbers({name: call.payload.get(name) for name in _NUMBERS}, _NUMBERS)
     for name in _DONE:
         fields.pop(name, None)
@@ -77,7 +77,6 @@ def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]
 
 def _tools(fields: Fields, body: Fields, names: ToolNames, dropped: list[str], drop: Drop) -> None:
     tools = function_tools(fields, names, drop, "Cohere")
-    parallel_calls(fields, bool(tools), drop, "Cohere")
     kept, mode, _ = tool_choice(fields, tools, names)
     if not kept:
         return

@@ -65,7 +65,7 @@ class Mistral(ReshapedDialect):
         **dict.fromkeys(OPENAI_CHAT_FIELDS - unsupported.keys(), "passed"),
         **dict.fromkeys(_OWN, "passed"),
         "model": "mapped to the deployment's model",
-        "messages": "mapped: ids, documents, sound, thinking and prefills as Mistral has them",
+        "messages": "mapped (ids, documents, sound, thinking, prefills); role function is refused",
         "max_completion_tokens": "sent as max_tokens",
         "prediction": "mapped: its parts as one text",
         "seed": "sent as random_seed",

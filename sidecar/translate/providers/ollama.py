@@ -68,12 +68,11 @@ class Ollama(Provider):
     docs_url = "https://docs.ollama.com/api/chat"
     params: Mapping[str, str] = {
         "model": "mapped to the deployment's model",
-        "messages": "mapped",
+        "messages": "mapped; role function is refused",
         "frequency_penalty": "mapped to options",
         "logprobs": "passed",
         "max_completion_tokens": "mapped to options.num_predict",
         "max_tokens": "mapped to options.num_predict",
-        "parallel_tool_calls": "true is what happens anyway; false is refused",
         "presence_penalty": "mapped to options",
         "reasoning_effort": "mapped to think",
         "response_format": "mapped to format",
@@ -83,7 +82,7 @@ class Ollama(Provider):
         "stream_options": "mapped: include_usage is done by the gateway",
         "temperature": "mapped to options",
         "tool_choice": "auto, none and allowed_tools are mapped; to force a call is refused",
-        "tools": "mapped (functions)",
+        "tools": "mapped; tools that are no functions are refused",
         "top_logprobs": "passed",
         "top_p": "mapped to options",
         # Not OpenAI's, but Ollama's own and Claude's:
@@ -101,6 +100,7 @@ class Ollama(Provider):
         "modalities": "Remove it; Ollama answers with text.",
         "moderation": _NO_SUCH,
         "n": "Remove it or send 1.",
+        "parallel_tool_calls": "Ollama may always call several functions at once; remove it, or send true.",
         "prediction": _NO_SUCH,
         "prompt_cache_key": "Remove it; Ollama keeps repeated beginnings by itself.",
         "prompt_cache_options": "Remove it; Ollama keeps repeated beginnings by itself.",

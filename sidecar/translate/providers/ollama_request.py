@@ -19,7 +19,6 @@ from sidecar.translate.chat_fields import (
     logprob_fields,
     numbers,
     output_cap,
-    parallel_calls,
     reasoning_effort,
     stops,
     tool_choice,
@@ -39,7 +38,7 @@ LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "x
 _ANY_NAME = NameRules(re.compile(r"[\s\S]+"), re.compile(r"[^\s\S]"), 1 << 16)
 _TOP = ("keep_alive", "truncate", "shift")
 _NUMBERS = ("temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty", "presence_penalty")
-_DONE = ("stream", "stream_options", "model", "n")
+_DONE = ("stream", "stream_options", "model")
 
 
 def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]]:
@@ -83,7 +82,6 @@ def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]
 def _tools(fields: Fields, body: Fields, drop: Drop) -> None:
     names = ToolNames((), _ANY_NAME)
     tools = function_tools(fields, names, drop, "Ollama")
-    parallel_calls(fields, bool(tools), drop, "Ollama")
     kept, mode, _ = tool_choice(fields, tools, names)
     if mode == "required":
         drop("tool_choice", "Ollama calls tools as its model thinks fit; send auto or none.")
