@@ -24,7 +24,7 @@ from sidecar.admin import build_admin
 from sidecar.admin.models import ModelAdmin
 from sidecar.admin.transform import transform_route
 from sidecar.admit import AdmissionPolicy
-from sidecar.asgi import ASGIApp
+from sidecar.asgi import SETTLE_LIMIT_S, ASGIApp
 from sidecar.config.build import (
     build_catalog,
     build_policy,
@@ -283,7 +283,8 @@ def build_app(
         ],
         closers=closers,
         allowed_hosts=_LOOPBACK_NAMES if keys is None else None,
-        grace_s=config.server.grace_s,
+        # `sidecar serve` has waited for them already.
+        grace_s=SETTLE_LIMIT_S if owns_process else config.server.grace_s,
     )
 
 

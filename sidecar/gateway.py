@@ -15,7 +15,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Router
 
-from sidecar.asgi import ASGIApp, Receive, Scope, Send, header, is_chat, route_path
+from sidecar.asgi import ASGIApp, Message, Receive, Scope, Send, header, is_chat, route_path
 from sidecar.errors import (
     MethodNotAllowedError,
     NotFoundError,
@@ -64,7 +64,7 @@ class Gateway:
         self._starting: asyncio.Future[None] | None = None
         self._retry_start_at = 0.0
         self._is_started = False
-        self._is_closing = False
+        self._is_leaving = False
         self._in_flight = 0
         self._idle: asyncio.Event | None = None
 
@@ -85,6 +85,8 @@ class Gateway:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope)
+        if self._is_leaving and scope.get("http_version", "1.1")[:1] == "1":
+            send = _last_of_connection(send)
         if path in _OPEN_PATHS:
             await self._open(path, scope, receive, send)
             return
@@ -114,7 +116,7 @@ class Gateway:
         elif path == "/metrics":
             response = Response(self._render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
         elif path in _READY_PATHS:
-            ready = self._is_started and not self._is_closing and self._is_ready()
+            ready = self._is_started and not self._is_leaving and self._is_ready()
             response = Response("ready\n" if ready else "not ready\n", 200 if ready else 503, media_type="text/plain")
         else:
             response = Response("alive\n", media_type="text/plain")
@@ -155,9 +157,14 @@ class Gateway:
         finally:
             self._starting = None
 
+    def leave(self) -> None:
+        """Not ready from now on, and each connection is for one answer; all else goes on until `aclose`. For whoever
+        is told to stop while load balancers still send."""
+        self._is_leaving = True
+
     async def aclose(self) -> None:
         """Not ready at once; wait for the requests in flight (bounded), then close in reverse order."""
-        self._is_closing = True
+        self.leave()
         if self._in_flight:
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
@@ -193,6 +200,17 @@ class Gateway:
                     return
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+def _last_of_connection(send: Send) -> Send:
+    """A kept connection would be closed under the client's next request."""
+
+    def closing(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        return send(message)
+
+    return closing
 
 
 def _not_started(error: Exception) -> UnavailableError:

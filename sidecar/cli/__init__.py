@@ -23,7 +23,6 @@ from sidecar.cli.tree import add_audit, groups
 
 if TYPE_CHECKING:
     from sidecar.config import Config
-    from sidecar.gateway import Gateway
     from sidecar.spend.cost import Price
 
 app = typer.Typer(
@@ -63,13 +62,6 @@ def read_config(path: Path | None) -> Config:
         fail(str(error), 2)
 
 
-def make_app() -> Gateway:
-    """The app of one `serve` worker; its configuration is named by SIDECAR_CONFIG."""
-    from sidecar.app import build_app
-
-    return build_app(read_config(None), migrate=True, owns_process=True)
-
-
 @app.command()
 def serve(
     config: ConfigOption = None,
@@ -78,9 +70,8 @@ def serve(
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="overrides server.workers")] = None,
 ) -> None:
     """Run the gateway: sidecar beside an app, or shared proxy."""
-    import uvicorn
-
     from sidecar.config.check import is_loopback, notes
+    from sidecar.serve import run
 
     settings = read_config(config)
     if config is not None:
@@ -96,23 +87,20 @@ def serve(
     _show_new_master_key(settings)
     metrics_folder = _share_metrics() if server.workers > 1 else None
     try:
-        uvicorn.run(
-            "sidecar.cli:make_app",
-            factory=True,
+        code = run(
             host=server.host.strip("[]"),
             port=server.port,
             workers=server.workers,
+            drain_s=server.drain_s,
+            grace_s=server.grace_s,
             log_level=settings.log.level,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            timeout_graceful_shutdown=int(server.grace_s) or 1,
         )
     finally:
         if metrics_folder is not None:
             import shutil
 
             shutil.rmtree(metrics_folder, ignore_errors=True)
+    raise typer.Exit(code)
 
 
 def _check_models(settings: Config) -> None:

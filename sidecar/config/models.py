@@ -41,6 +41,7 @@ class ServerSettings(Strict):
     host: Annotated[str, AfterValidator(valid_host)] = "127.0.0.1"
     port: Int = Field(default=4000, ge=0, le=65535)
     workers: Int = Field(default=1, ge=1, le=64)
+    drain_s: SecondsOrNone = 0.0
     grace_s: Seconds = 30.0
     heartbeat_s: SecondsOrNone = 15.0
     heartbeat_early: bool = False
