@@ -19,6 +19,10 @@ NOT_JSON = (msgspec.MsgspecError, RecursionError, UnicodeError)
 """What decoding hostile bytes may raise: malformed or of the wrong shape, nested too deeply, not UTF-8."""
 
 
+_CACHED_BESIDE = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens")
+"""DeepSeek's, Moonshot's, Mistral's."""
+
+
 def count(value: Any) -> int | None:
     """A token count, or `None` for anything that is not one."""
     if type(value) is int:
@@ -55,35 +59,38 @@ def usage_from_openai(source: Any) -> Usage:
     if prompt is None and completion is None:
         return UNKNOWN_USAGE
 
-    cached = count(prompt_details.get("cached_tokens"))
+    cached = written = audio_input = image_input = None
+    if prompt_details:
+        cached = count(prompt_details.get("cached_tokens"))
+        written = count(prompt_details.get("cache_write_tokens"))
+        if written is None:
+            written = count(prompt_details.get("cache_creation_tokens"))
+        audio_input = count(prompt_details.get("audio_tokens"))
+        image_input = count(prompt_details.get("image_tokens"))
     if cached is None:
-        cached = count(source.get("prompt_cache_hit_tokens"))
-    if cached is None:
-        cached = count(source.get("cached_tokens"))
-    if cached is None:
-        cached = count(source.get("num_cached_tokens"))  # Mistral's
-    written = count(prompt_details.get("cache_write_tokens"))
-    if written is None:
-        written = count(prompt_details.get("cache_creation_tokens"))
-    audio_input = count(prompt_details.get("audio_tokens"))
-    image_input = count(prompt_details.get("image_tokens"))
-    reasoning = count(completion_details.get("reasoning_tokens"))
-    if reasoning is None:
-        reasoning = count(source.get("reasoning_tokens"))
-    audio_output = count(completion_details.get("audio_tokens"))
-    image_output = count(completion_details.get("image_tokens"))
+        for name in _CACHED_BESIDE:
+            if name in source and (cached := count(source[name])) is not None:
+                break
+    reasoning = audio_output = image_output = None
+    if completion_details:
+        reasoning = count(completion_details.get("reasoning_tokens"))
+        audio_output = count(completion_details.get("audio_tokens"))
+        image_output = count(completion_details.get("image_tokens"))
+    if reasoning is None and "reasoning_tokens" in source:
+        reasoning = count(source["reasoning_tokens"])
 
     plain_input = prompt
     if prompt is not None:
         plain_input = max(0, prompt - (cached or 0) - (written or 0) - (audio_input or 0) - (image_input or 0))
     plain_output = completion
     if completion is not None:
-        total = count(source.get("total_tokens"))
-        is_exclusive = bool(reasoning) and (
-            reasoning > completion  # type: ignore[operator]
-            or (total is not None and total == (prompt or 0) + completion + (reasoning or 0))
-        )
-        inside = 0 if is_exclusive else (reasoning or 0)
+        inside = 0
+        if reasoning:
+            total = count(source.get("total_tokens"))
+            is_exclusive = reasoning > completion or (
+                total is not None and total == (prompt or 0) + completion + reasoning
+            )
+            inside = 0 if is_exclusive else reasoning
         plain_output = max(0, completion - inside - (audio_output or 0) - (image_output or 0))
     return Usage(
         input=plain_input,
