@@ -19,9 +19,9 @@
 {{- if and $isMany (not (include "sidecar-gateway.hasMasterKey" .)) -}}
 {{- fail "several replicas need one master key: put SIDECAR_MASTER_KEY into existingSecret or secret" -}}
 {{- end -}}
-{{- $least := addf $v.drainSeconds $v.config.server.grace_s | ceil | int -}}
+{{- $least := include "sidecar-gateway.leastSeconds" . | int -}}
 {{- if le (int (include "sidecar-gateway.terminationGracePeriodSeconds" .)) $least -}}
-{{- fail (printf "terminationGracePeriodSeconds must be more than drainSeconds + config.server.grace_s (%d), else requests are cut" $least) -}}
+{{- fail (printf "terminationGracePeriodSeconds must be more than config.server.drain_s + config.server.grace_s (%d), else requests are cut" $least) -}}
 {{- end -}}
 {{- end -}}
 {{- include "sidecar-gateway.refuseSecrets" (dict "at" "config" "key" "config" "value" $v.config) -}}

@@ -67,6 +67,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- include "sidecar-gateway.check" . -}}
 {{- $config := deepCopy .Values.config -}}
 {{- $_ := set $config.server "host" (include "sidecar-gateway.host" .) -}}
+{{- $_ := set $config.server "drain_s" (include "sidecar-gateway.drainSeconds" . | float64) -}}
 {{- toYaml $config -}}
 {{- end -}}
 
@@ -78,8 +79,18 @@ checksum/secret: {{ toJson .Values.secret | sha256sum }}
 {{- end }}
 {{- end -}}
 
+{{/* A sidecar ends after its app, so nobody is left to send. */}}
+{{- define "sidecar-gateway.drainSeconds" -}}
+{{- $server := .Values.config.server -}}
+{{- if hasKey $server "drain_s" -}}{{- $server.drain_s -}}{{- else -}}{{- ternary 0 5 (eq .Values.mode "sidecar") -}}{{- end -}}
+{{- end -}}
+
+{{- define "sidecar-gateway.leastSeconds" -}}
+{{- addf (include "sidecar-gateway.drainSeconds" . | float64) .Values.config.server.grace_s | ceil | int -}}
+{{- end -}}
+
 {{- define "sidecar-gateway.terminationGracePeriodSeconds" -}}
-{{- $least := addf .Values.drainSeconds .Values.config.server.grace_s | ceil | int -}}
+{{- $least := include "sidecar-gateway.leastSeconds" . | int -}}
 {{- if kindIs "invalid" .Values.terminationGracePeriodSeconds -}}
 {{- add $least 15 -}}
 {{- else -}}

@@ -10,10 +10,22 @@ from typing import Any
 
 import jsonschema
 import pytest
+from ruamel.yaml import YAML
 
 from sidecar.config import load_config
 from sidecar.config.models import Config
-from tests.helm.support import CHART, ENVIRONMENT, EVERYTHING, MANY, VALUES, Helm, of_kind, pod_of, sidecar_yaml
+from tests.helm.support import (
+    CHART,
+    ENVIRONMENT,
+    EVERYTHING,
+    MANY,
+    VALUES,
+    Helm,
+    Objects,
+    of_kind,
+    pod_of,
+    sidecar_yaml,
+)
 
 KUBERNETES = ("1.30", "1.37")
 """The oldest version that Chart.yaml allows, and the newest whose schemas are here."""
@@ -206,13 +218,26 @@ def test_a_changed_configuration_or_secret_rolls_the_pods_and_nothing_else_does(
 @pytest.mark.parametrize("grace_s", [0.5, 30, 90.5, 3600])
 @pytest.mark.parametrize("drain_s", [0, 5])
 def test_kubernetes_waits_longer_than_the_gateway_drains(helm: Helm, grace_s: float, drain_s: int) -> None:
-    objects = helm.objects({"config": {"server": {"grace_s": grace_s}}, "drainSeconds": drain_s})
+    objects = helm.objects({"config": {"server": {"grace_s": grace_s, "drain_s": drain_s}}})
     pod = pod_of(objects)
-    sleep = pod["containers"][0].get("lifecycle", {}).get("preStop", {"sleep": {"seconds": 0}})["sleep"]["seconds"]
-    assert sleep == drain_s
+    # The gateway drains by itself: a sleep before SIGTERM would keep it ready meanwhile.
+    assert "lifecycle" not in pod["containers"][0]
+    server = server_of(objects)
+    assert (server["drain_s"], server["grace_s"]) == (drain_s, grace_s)
     assert pod["terminationGracePeriodSeconds"] > drain_s + grace_s + 10
     strategy = of_kind(objects, "Deployment")["spec"]["strategy"]["rollingUpdate"]
     assert strategy["maxUnavailable"] == 0
+
+
+def test_a_sidecar_ends_after_its_app_and_has_nobody_to_wait_for(helm: Helm) -> None:
+    assert server_of(helm.objects({}))["drain_s"] == 5
+    assert server_of(helm.objects({"mode": "sidecar"}))["drain_s"] == 0
+    assert server_of(helm.objects({"mode": "sidecar", "config": {"server": {"drain_s": 7.5}}}))["drain_s"] == 7.5
+
+
+def server_of(objects: Objects) -> dict[str, Any]:
+    server: dict[str, Any] = YAML(typ="safe").load(sidecar_yaml(objects))["server"]
+    return server
 
 
 def test_selectors_meet_the_pods_and_the_monitor_meets_one_service(helm: Helm) -> None:

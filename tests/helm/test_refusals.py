@@ -63,7 +63,7 @@ def test_the_schema_refuses_a_value_and_names_it(helm: Helm, values: dict[str, A
             {"replicaCount": 2, "config": {"store": {"database_url": "postgresql://db.ai.svc/sidecar"}}},
             "one master key",
         ),
-        ({"terminationGracePeriodSeconds": 35}, "drainSeconds + config.server.grace_s (35)"),
+        ({"terminationGracePeriodSeconds": 35}, "config.server.drain_s + config.server.grace_s (35)"),
         ({"config": {"auth": {"master_key": "${SIDECAR_MASTER_KEY}"}}}, "which nothing gives"),
         ({"secret": {"A": "b"}, "config": {"store": {"redis_url": "redis://:${PW}@redis"}}}, "${PW}"),
     ],
