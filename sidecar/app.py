@@ -249,6 +249,7 @@ def build_app(
             status=Status(jobs, recorder, admission, database, store_kind="redis" if redis_url else "memory"),
             ledger=ledger,
             models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=time.time),
+            unknown=jobs.unknown,
             admission=admission,
             tell=feed.poll,
             clock=time.time,

@@ -15,7 +15,7 @@ from sidecar.admin.keys import KeyAdmin
 from sidecar.admin.models import ModelAdmin
 from sidecar.admin.openapi import document
 from sidecar.admin.requests import Nothing
-from sidecar.admin.spend import SpendAdmin
+from sidecar.admin.spend import Resolver, SpendAdmin
 from sidecar.admin.subjects import BUDGETS, CUSTOMERS, TAGS, OrganizationAdmin, SubjectAdmin, UserAdmin
 from sidecar.admin.table import Handlers, endpoints
 from sidecar.admin.teams import OrganizationMembers, TeamAdmin
@@ -39,6 +39,7 @@ def admin_table(
     ledger: Ledger,
     models: ModelAdmin | None = None,
     status: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
+    unknown: Resolver | None = None,
     admission: Seeder | None = None,
     tell: Callable[[], Awaitable[None]] | None = None,
     clock: Callable[[], float],
@@ -64,10 +65,11 @@ def admin_table(
             customer=SubjectAdmin(CUSTOMERS, **parts),
             budget=SubjectAdmin(BUDGETS, **parts),
             tag=SubjectAdmin(TAGS, **parts),
-            spend=SpendAdmin(ledger=ledger, tree=tree),
+            spend=SpendAdmin(ledger=ledger, tree=tree, unknown=unknown),
             audit=AuditAdmin(tree.principals.store),
             model=models,
             status=asked if status is not None else None,
+            resolves=unknown is not None,
         )
     )
 

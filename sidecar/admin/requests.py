@@ -494,7 +494,26 @@ class LogsQuery(KeyTotalsQuery):
 
     exchange_id: Name | None = None
     request_id: Name | None = None
+    status: Literal["settled", "estimated", "unknown", "not_billed", "free", "unpriced"] | None = None
+    outcome: Name | None = None
+    user_id: Name | None = None
+    team_id: Name | None = None
+    organization_id: Name | None = None
+    end_user_id: Name | None = None
+    tag: Name | None = None
+    model_group: Name | None = None
+    model: Name | None = None
+    provider: Name | None = None
+    deployment_id: Name | None = None
     cursor: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+class ResolveUnknown(Strict):
+    """`POST /spend/resolve`: what an attempt of unknown cost really cost. `attempt` if several are unknown."""
+
+    exchange_id: Name
+    cost: Money
+    attempt: Annotated[int, Field(ge=0, le=1000)] | None = None
 
 
 class AuditQuery(Paged):

@@ -7,26 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from sidecar.admin.access import Reach
 from sidecar.admin.endpoint import Call
 from sidecar.admin.policy import usd
-from sidecar.admin.requests import KeyTotalsQuery, LogsQuery, ReportQuery, TotalsQuery
-from sidecar.errors import NotFoundError
+from sidecar.admin.requests import KeyTotalsQuery, LogsQuery, ReportQuery, ResolveUnknown, TotalsQuery
+from sidecar.errors import NotFoundError, UnavailableError
+from sidecar.identity.changes import Event
 from sidecar.identity.row import KeyRow
 from sidecar.identity.tree import Tree
+from sidecar.limits.store import StoreDownError
 from sidecar.spend.ledger import Ledger, Total
 from sidecar.spend.reports import Line, Sums, key_aliases, report
-from sidecar.types import SpendRecord
+from sidecar.types import NANO, SpendRecord
+
+_FILTERS = (
+    "status", "outcome", "user_id", "team_id", "organization_id", "end_user_id", "tag", "model", "provider",
+    "deployment_id",
+)  # fmt: skip
+
+
+class Resolver(Protocol):
+    """What this API needs of `jobs.unknown.Unknown`."""
+
+    async def resolve(self, exchange_id: str, cost_nano: int, *, attempt: int | None = None) -> list[SpendRecord]: ...
 
 
 class SpendAdmin:
     """The handlers of `/spend/*`."""
 
-    def __init__(self, *, ledger: Ledger, tree: Tree) -> None:
+    def __init__(self, *, ledger: Ledger, tree: Tree, unknown: Resolver | None = None) -> None:
         self._ledger = ledger
         self._tree = tree
+        self._unknown = unknown
 
     async def logs(self, call: Call, query: LogsQuery) -> Mapping[str, Any]:
         """Rows newest first; `next_cursor` is null on the last page."""
@@ -36,10 +50,28 @@ class SpendAdmin:
             until_at=query.until,
             exchange_id=query.exchange_id,
             request_id=query.request_id,
+            group=query.model_group,
+            **{name: getattr(query, name) for name in _FILTERS},
             limit=query.limit,
             cursor=query.cursor,
         )
         return {"data": [described_record(record) for record in page.records], "next_cursor": page.next_cursor}
+
+    async def resolve(self, call: Call, body: ResolveUnknown) -> Mapping[str, Any]:
+        """The rows that correct an unknown cost; counters follow."""
+        assert self._unknown is not None
+        try:
+            rows = await self._unknown.resolve(body.exchange_id, int(body.cost * NANO), attempt=body.attempt)
+        except StoreDownError as error:
+            raise UnavailableError(
+                "The limit store does not answer: see `sidecar spend verify`.", code="limit_store_unavailable"
+            ) from error
+        corrections = [{"attempt": row.attempt, "status": row.status, "cost_nano": row.cost_nano} for row in rows]
+        event = Event(call.actor, "resolve", "spend", body.exchange_id, None, {"corrections": corrections})
+        store = self._tree.principals.store
+        async with store.write() as connection:
+            await store.note(connection, event)
+        return {"data": [described_record(row) for row in rows]}
 
     async def keys(self, call: Call, query: KeyTotalsQuery) -> Mapping[str, Any]:
         """What each key spent, the dearest first. A deleted key keeps its spend and has no name."""

@@ -33,6 +33,7 @@ class Handlers:
     audit: AuditAdmin
     model: m.ModelAdmin | None = None
     status: Handler | None = None
+    resolves: bool = False
 
 
 def endpoints(h: Handlers) -> list[Endpoint]:
@@ -52,6 +53,9 @@ def endpoints(h: Handlers) -> list[Endpoint]:
         Endpoint("GET", "/spend/report", r.ReportQuery, h.spend.report, "What was spent, by whom and on what."),
         Endpoint("GET", "/audit", r.AuditQuery, h.audit.page, "Who wrote what, newest first."),
     ]
+    if h.resolves:
+        says = "What an attempt of unknown cost really cost, by rows that correct it."
+        table.append(Endpoint("POST", "/spend/resolve", r.ResolveUnknown, h.spend.resolve, says))
     if h.status is not None:
         table.append(Endpoint("GET", "/status", r.Nothing, h.status, "How the gateway is, and its jobs."))
     return table + (_models(h.model) if h.model is not None else [])

@@ -37,8 +37,9 @@ NO_WEBHOOK = "no webhook is configured"
 class Jobs:
     """The runner and what its jobs keep open."""
 
-    def __init__(self, runner: Runner, posts: Sequence[Events | Slack], *, is_enabled: bool) -> None:
+    def __init__(self, runner: Runner, posts: Sequence[Events | Slack], unknown: Unknown, *, is_enabled: bool) -> None:
         self.runner = runner
+        self.unknown = unknown
         self.is_enabled = is_enabled
         self._posts = posts
 
@@ -73,7 +74,8 @@ def build_jobs(
     jobs = [Job("retention", says, every(MAINTAIN_EVERY_S), _maintain(ledger), limit_s=3600.0)]
     hours = config.spend.write_off_unknown_h
     says = "what nobody knows the cost of counts as $0 after spend.write_off_unknown_h"
-    write_off = _write_off(Unknown(ledger, limit_store, zone=zone), hours or 0.0, clock)
+    unknown = Unknown(ledger, limit_store, zone=zone)
+    write_off = _write_off(unknown, hours or 0.0, clock)
     off = "spend.write_off_unknown_h is not set" if hours is None else None
     jobs.append(Job("write_off_unknown", says, every(WRITE_OFF_EVERY_S), write_off, limit_s=3600.0, off=off))
     if keys is not None:
@@ -109,7 +111,7 @@ def build_jobs(
         jobs.append(Job(f"{period}ly_report", says, schedule, _run(digest), first_now=False, off=off))
     leader = Leader(lock, lease_s=lease_s)
     runner = Runner(jobs, leader, JobTable(store), metrics.jobs, holder=holder, clock=clock)
-    return Jobs(runner, posts, is_enabled=settings.enabled)
+    return Jobs(runner, posts, unknown, is_enabled=settings.enabled)
 
 
 def _slack(url: Secret | None, posts: list[Events | Slack]) -> Slack | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
+from datetime import UTC
 from typing import Any
 
 import httpx2
@@ -23,6 +24,7 @@ from sidecar.identity.keys import Keys
 from sidecar.identity.subjects import Credentials
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.identity.tree import Tree
+from sidecar.jobs.unknown import Unknown
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.price_loader import load_price
 from sidecar.types import Identity, Secret
@@ -113,6 +115,7 @@ async def api(database_url: str) -> AsyncIterator[Api]:
         tree=tree,
         ledger=ledger,
         status=_status,
+        unknown=Unknown(ledger, None, zone=UTC),
         models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=clock),
         admission=seeds,
         tell=feed.poll,

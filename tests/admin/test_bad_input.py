@@ -26,6 +26,8 @@ NEEDED: dict[str, Any] = {
     "id": "it",
     "model_name": "it",
     "role": "internal_user",
+    "exchange_id": "it",
+    "cost": 1,
     "member": {"user_id": "it"},
     "user_ids": ["it"],
     "team_ids": ["it"],
@@ -60,6 +62,7 @@ WINDOWS = [
 ]
 ROLE = ["", "root", 1, [], {}, "org_admin "]
 BAD: dict[str, list[Any]] = {
+    "cost": MONEY, "attempt": ["", "1", -1, 1.5, 10**30, True, [], {}],
     "max_budget": MONEY, "soft_budget": MONEY, "temp_budget_increase": MONEY, "max_budget_in_team": MONEY,
     "budget_duration": DURATION, "duration": DURATION, "grace_period": DURATION, "rotation_interval": DURATION,
     "rpm_limit": COUNT, "tpm_limit": COUNT, "max_parallel_requests": COUNT,

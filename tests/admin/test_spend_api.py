@@ -114,3 +114,47 @@ async def test_a_keys_spend_is_the_exact_sum_of_its_rows(api: Api) -> None:
     assert listed[two["token"]] == Decimal("0.000000005")
     since = exact(await api.get("/spend/keys", since="1800000004", limit=1))["data"]
     assert [(row["token"], row["requests"]) for row in since] == [("d" * 64, 1)]
+
+
+async def test_rows_are_filtered_by_what_they_say(api: Api) -> None:
+    rows = [
+        record(1, "a" * 64, 1, status="unknown", outcome="error", team_id="red", tags=("batch",)),
+        record(2, "b" * 64, 2, user_id="u1", end_user_id="e1", organization_id="o1", group="gpt", model="gpt-4o"),
+        record(3, "b" * 64, 3, provider="openai", deployment_id="d1"),
+    ]
+    await api.ledger.insert(rows)
+    for number, query in [
+        (1, {"status": "unknown"}), (1, {"outcome": "error"}), (1, {"team_id": "red"}), (1, {"tag": "batch"}),
+        (2, {"user_id": "u1"}), (2, {"end_user_id": "e1"}), (2, {"organization_id": "o1"}), (2, {"model_group": "gpt"}),
+        (2, {"model": "gpt-4o"}), (3, {"provider": "openai"}), (3, {"deployment_id": "d1"}),
+    ]:  # fmt: skip
+        found = (await api.get("/spend/logs", **query)).json()["data"]
+        assert [row["exchange_id"] for row in found] == [rows[number - 1].exchange_id], query
+    assert (await api.get("/spend/logs", status="unknown", team_id="blue")).json()["data"] == []
+    assert (await api.get("/spend/logs", status="lost")).status_code == 400
+
+
+async def test_an_unknown_cost_is_resolved_once_and_noted(api: Api) -> None:
+    await api.ledger.insert([record(1, "a" * 64, 5_000, status="unknown", outcome="incomplete")])
+    exchange = record(1, "", 0).exchange_id
+    done = exact(await api.post("/spend/resolve", {"exchange_id": exchange, "cost": "0.000002"}))["data"]
+    assert [(row["revision"], row["status"], row["spend"]) for row in done] == [
+        (1, "unknown", Decimal("-0.000005")), (2, "settled", Decimal("0.000002")),
+    ]  # fmt: skip
+    assert await api.ledger.sum_all() == 2_000
+    again = await api.post("/spend/resolve", {"exchange_id": exchange, "cost": 1})
+    assert (again.status_code, again.json()["error"]["code"]) == (404, "not_found")
+    (event,) = (await api.get("/audit", kind="spend")).json()["events"]
+    assert (event["action"], event["subject_id"]) == ("resolve", exchange)
+    for cost in (-1, None, "many"):
+        assert (await api.post("/spend/resolve", {"exchange_id": exchange, "cost": cost})).status_code == 400
+    key = (await api.mint())["key"]
+    assert (await api.call("POST", "/spend/resolve", key, json={})).status_code == 403
+
+
+async def test_of_several_unknown_attempts_one_has_to_be_named(api: Api) -> None:
+    await api.ledger.insert([record(1, "a" * 64, 5, status="unknown", attempt=number) for number in (1, 2)])
+    exchange = record(1, "", 0).exchange_id
+    assert (await api.post("/spend/resolve", {"exchange_id": exchange, "cost": 0})).status_code == 409
+    await api.done("/spend/resolve", exchange_id=exchange, cost=0, attempt=2)
+    assert await api.ledger.sum_all() == 5
