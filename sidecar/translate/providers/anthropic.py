@@ -17,6 +17,7 @@ from sidecar.translate.chunks import call_id
 from sidecar.translate.provider import Auth, Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.providers.anthropic_content import pack_blocks
+from sidecar.translate.providers.anthropic_extras import betas_of, cited
 from sidecar.translate.providers.anthropic_request import build, json_tool_name, original_names, uses_json_tool
 from sidecar.translate.signatures import pack
 from sidecar.translate.usage import NOT_JSON, count
@@ -173,6 +174,7 @@ class Anthropic(Provider):
         "tool_choice": "mapped",
         "tools": "mapped (functions; Anthropic's own tools pass; custom ones are refused)",
         "top_p": "mapped (before 4.7)",
+        "web_search_options": "mapped to Claude's web search tool; a search_context_size is refused",
         "user": "mapped to metadata.user_id; mail addresses and phone numbers as their hash",
         # Not OpenAI's, but what clients of Claude send:
         "thinking": "passed",
@@ -198,7 +200,6 @@ class Anthropic(Provider):
         "store": "Remove it or send false.",
         "top_logprobs": "Remove it.",
         "verbosity": "Remove it or send medium; ask for the length in the prompt.",
-        "web_search_options": "Give Anthropic's own web search tool in tools.",
     }
 
     def request(self, call: Call) -> UpstreamRequest:
@@ -210,10 +211,8 @@ class Anthropic(Provider):
                 "The gateway refused the request: its body is nested too deeply or is not valid UTF-8."
             ) from error
         headers = [(b"content-type", b"application/json"), (b"anthropic-version", VERSION)]
-        betas = call.params.get("anthropic_beta")
-        if betas:
-            names = [betas] if isinstance(betas, str) else [str(name) for name in betas]
-            headers.append((b"anthropic-beta", ",".join(dict.fromkeys(names)).encode("ascii", "ignore")))
+        if betas := betas_of(call, plan.body):
+            headers.append((b"anthropic-beta", ",".join(betas).encode("ascii", "ignore")))
         return UpstreamRequest(
             path="/v1/messages", headers=headers, body=body, dropped=tuple(dict.fromkeys(plan.dropped))
         )
@@ -234,6 +233,7 @@ class Anthropic(Provider):
         json_tool = json_tool_name(call.payload) if uses_json_tool(call) else None
         names = original_names(call.payload)
         texts: list[str] = []
+        notes: list[dict[str, Any]] = []
         thoughts: list[str] = []
         thinking: list[dict[str, Any]] = []
         tool_calls: list[dict[str, Any]] = []
@@ -245,6 +245,8 @@ class Anthropic(Provider):
             kind = block.get("type")
             if kind == "text":
                 texts.append(block.get("text") or "")
+                if json_tool is None and block.get("citations"):
+                    notes += cited(block["citations"], said, said + len(texts[-1]))
                 said += len(texts[-1])
                 if texts[-1] and json_tool is None:
                     before.append(said)
@@ -280,6 +282,8 @@ class Anthropic(Provider):
         if not content and tool_calls:
             content = None
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if notes:
+            message["annotations"] = notes
         if thoughts:
             message["reasoning_content"] = "".join(thoughts)
         if thinking:

@@ -17,6 +17,7 @@ from sidecar.translate.fields import Drop, dropper
 from sidecar.translate.losses import is_asked, note
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.providers.anthropic_content import Block, called_tools, convert_messages, tool_name
+from sidecar.translate.providers.anthropic_extras import search_tool
 from sidecar.translate.providers.anthropic_models import ModelTraits, traits
 from sidecar.translate.schema import rewrite
 from sidecar.translate.schema_rules import CLAUDE_STRICT
@@ -99,7 +100,8 @@ def build(provider: Provider, call: Call) -> RequestPlan:
         body["system"] = system
     body["messages"] = turns
 
-    _tools(fields, plan, turns, model_traits, drop)
+    search = fields.pop("web_search_options", None) if "web_search_options" in provider.params else None
+    _tools(fields, plan, turns, model_traits, search, drop)
     if _resumes_unthinking(fields, turns, model_traits):
         del fields["reasoning_effort"]
         plan.dropped.append("reasoning_effort")
@@ -200,7 +202,9 @@ def _tool(tool: Any, where: str, model: ModelTraits, dropped: list[str], drop: D
     return result
 
 
-def _tools(fields: dict[str, Any], plan: RequestPlan, turns: list[Block], model: ModelTraits, drop: Drop) -> None:
+def _tools(
+    fields: dict[str, Any], plan: RequestPlan, turns: list[Block], model: ModelTraits, search: Any, drop: Drop
+) -> None:
     body = plan.body
     tools = fields.pop("tools", None)
     choice_given = fields.pop("tool_choice", None)
@@ -217,6 +221,8 @@ def _tools(fields: dict[str, Any], plan: RequestPlan, turns: list[Block], model:
         choice = _choice(choice_given)
         if choice is None:
             raise bad("'tool_choice' must be none, auto, required or name a function.", "tool_choice")
+    if search is not None:
+        converted.append(search_tool(search, drop))
     if not converted:
         if choice is not None and choice["type"] in ("any", "tool"):
             raise bad("'tool_choice' asks for a tool but there are no tools.", "tool_choice")

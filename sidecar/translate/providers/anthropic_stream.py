@@ -15,6 +15,7 @@ from sidecar.translate.chunks import call_id
 from sidecar.translate.framing import Event
 from sidecar.translate.provider import Call, StreamTranslator, opening
 from sidecar.translate.providers.anthropic_content import pack_blocks
+from sidecar.translate.providers.anthropic_extras import cited
 from sidecar.translate.providers.anthropic_request import json_tool_name, original_names, uses_json_tool
 from sidecar.translate.providers.openai import wants_usage
 from sidecar.translate.signatures import pack
@@ -30,6 +31,7 @@ class _Delta(msgspec.Struct, gc=False):
     signature: str | None = ""
     partial_json: str | None = ""
     stop_reason: str | None = None
+    citation: Any = None
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -49,7 +51,7 @@ _encode = msgspec.json.encode
 class _Block:
     """What is open: its kind, its tool index, and what of it has to be said when it ends."""
 
-    __slots__ = ("has_arguments", "input", "kind", "signature", "text", "tool_index")
+    __slots__ = ("citations", "has_arguments", "input", "kind", "signature", "text", "tool_index")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -57,6 +59,7 @@ class _Block:
         self.has_arguments = False
         self.input = b""
         self.text: list[str] = []
+        self.citations: list[Any] = []
         self.signature = ""
 
 
@@ -229,6 +232,8 @@ class AnthropicStream(StreamTranslator):
             raise self.broken("sent a delta for no block")
         kind, sort = block.kind, delta.type
         if kind == "text":
+            if sort == "citations_delta":
+                block.citations.append(delta.citation)
             return self._text(delta.text) if sort == "text_delta" else b""
         if sort == "input_json_delta" and delta.partial_json:
             if kind == "tool_use":
@@ -258,8 +263,10 @@ class AnthropicStream(StreamTranslator):
             self._has_thinking = True
             return self._chunk(_encode({"thinking_blocks": [whole]}))
         if block.kind == "text" and self._said > self._cut:
-            self._cut = self._said
+            start, self._cut = self._cut, self._said
             self._before.append(self._said)
+            if block.citations and (notes := cited(block.citations, start, self._said)):
+                return self._chunk(_encode({"annotations": notes}))
         if block.has_arguments:
             return b""
         if block.kind == "tool_use":

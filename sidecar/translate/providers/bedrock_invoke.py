@@ -29,6 +29,7 @@ from sidecar.translate.provider import (
     UpstreamRequest,
 )
 from sidecar.translate.providers.anthropic import Anthropic
+from sidecar.translate.providers.anthropic_extras import betas_of
 from sidecar.translate.providers.anthropic_request import RequestPlan, build
 from sidecar.translate.providers.anthropic_stream import AnthropicStream
 from sidecar.translate.providers.bedrock import JSON_HEADERS, model_path
@@ -66,7 +67,7 @@ class BedrockInvoke(Anthropic):
     api_key_env: str | None = None
     docs_url = "https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-anthropic-claude-messages.html"
     params: Mapping[str, str] = {
-        **Anthropic.params,
+        **{name: how for name, how in Anthropic.params.items() if name != "web_search_options"},
         "model": "mapped to the deployment's model, in the path",
         "metadata": "mapped to the header X-Amzn-Bedrock-Request-Metadata",
         "response_format": "mapped to output_config.format (4.5, 4.6, 5 and later), else to a forced tool",
@@ -75,6 +76,10 @@ class BedrockInvoke(Anthropic):
         "stream": "mapped, in the path",
         "user": "mapped to the request metadata",
         "cache_control": "mapped to the last block",
+    }
+    unsupported: Mapping[str, str] = {
+        **Anthropic.unsupported,
+        "web_search_options": "There is no web search on Bedrock.",
     }
 
     def needs(self, call: Call) -> tuple[str, ...]:
@@ -105,9 +110,8 @@ class BedrockInvoke(Anthropic):
         for name in ("model", "stream", *_IN_HEADERS, *_OPERATORS_HEADERS):
             body.pop(name, None)
         plan.body = body = {"anthropic_version": VERSION, **body}
-        betas = call.params.get("anthropic_beta")
-        if betas:
-            body["anthropic_beta"] = [betas] if isinstance(betas, str) else list(betas)
+        if betas := betas_of(call, body):
+            body["anthropic_beta"] = betas
         cache = body.pop("cache_control", None)
         if cache is not None:
             body["messages"][-1]["content"][-1].setdefault("cache_control", cache)
