@@ -44,6 +44,14 @@ FetchMedia = Callable[[tuple[str, ...]], Awaitable[Mapping[str, Media]]]
 _KEPT_HEADERS = frozenset({b"openai-processing-ms", b"openai-version", b"request-id", b"retry-after"})
 
 
+BIG_SCHEMA_BYTES = 32_768
+"""From here on a body with schemas to rewrite goes to a worker thread; they cost more than other bytes."""
+
+
+def has_schemas(provider: Provider, call: Call) -> bool:
+    return not provider.is_same_dialect and ("tools" in call.payload or "response_format" in call.payload)
+
+
 class TranslateMiddleware:
     """`deployment` is needed only without a RouteMiddleware above, which chooses one per attempt. `fetch_media` gets
     the bytes behind URLs for providers that take none; without it such requests are refused."""
@@ -119,7 +127,7 @@ class TranslateMiddleware:
         try:
             if wanted := provider.needs(call):
                 call.media = await self._media(wanted)
-            is_big = len(call.raw) >= BIG_BYTES
+            is_big = len(call.raw) >= BIG_SCHEMA_BYTES and (len(call.raw) >= BIG_BYTES or has_schemas(provider, call))
             request = await aside(provider.request, call) if is_big else provider.request(call)
         except RefusedError:
             attempt.is_sent = False

@@ -106,9 +106,12 @@ class Mistral(ReshapedDialect):
             for index, tool in enumerate(message.get("tool_calls") or ()):
                 tool.setdefault("type", "function")
                 tool.setdefault("index", index)
-                if tool.get("id") in (None, "null", ""):
-                    tool["id"] = sent_id(f"{call.exchange_id}.{tool['index']}")
                 function = tool["function"]
+                if tool.get("id") in (None, "null", ""):
+                    if is_chunk and not function.get("name"):
+                        tool.pop("id", None)  # more of a call that has one: clients add up what is repeated
+                    else:
+                        tool["id"] = sent_id(f"{call.exchange_id}.{tool['index']}")
                 if isinstance(name := function.get("name"), str):
                     function["name"] = names.original(name)
                 if isinstance(function.get("arguments"), dict):
