@@ -276,6 +276,12 @@ def test_a_part_of_anthropics_own_is_refused_by_its_place(role: str, part: dict[
     assert caught.value.param.startswith("messages[1].content[1]")
 
 
+def test_spaces_are_no_telephone_number() -> None:
+    """28."""
+    assert sent("anthropic", {"user": " " * 7})["metadata"] == {"user_id": " " * 7}
+    assert sent("anthropic", {"user": "+39 06 555 0199"})["metadata"]["user_id"] != "+39 06 555 0199"
+
+
 def test_a_prefill_is_sent_and_the_answer_goes_on_from_it() -> None:
     """27: the client has those words; an answer that said them again would be longer than what was billed."""
     prefill = {"role": "assistant", "content": "Once upon"}
