@@ -52,6 +52,7 @@ from sidecar.identity.subjects import Credentials, Subjects
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.identity.tree import Tree
 from sidecar.jobs.build import build_jobs
+from sidecar.jobs.probes import Probes
 from sidecar.jobs.status import Status
 from sidecar.jobs.ticker import LedgerSeed, Ticker
 from sidecar.limits.admission import Admission
@@ -239,6 +240,7 @@ def build_app(
         redis_url=redis_url,
         zone=_zone(config.budget.timezone),
         limit_store=admission.store,
+        probes=_probes(config, catalog, router, policy, recorder, transport),
         clock=time.time,
     )
     if keys is not None and credentials is not None:
@@ -286,6 +288,29 @@ def build_app(
         allowed_hosts=_LOOPBACK_NAMES if keys is None else None,
         # `sidecar serve` has waited for them already.
         grace_s=SETTLE_LIMIT_S if owns_process else config.server.grace_s,
+    )
+
+
+def _probes(
+    config: Config,
+    catalog: Catalog,
+    router: Router,
+    policy: AdmissionPolicy,
+    recorder: Recorder,
+    transport: Transport,
+) -> Probes | None:
+    settings = config.jobs.probes
+    if settings.every_s is None:
+        return None
+    return Probes(
+        catalog=catalog,
+        router=router,
+        places=DeploymentPlaces(policy.admission),
+        policy=policy,
+        recorder=recorder,
+        transport=transport,
+        every_s=settings.every_s,
+        models=settings.models,
     )
 
 

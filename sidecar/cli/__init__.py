@@ -83,6 +83,8 @@ def serve(
         fail("'auth: none' serves loopback only; give a master_key to listen elsewhere", 2)
     for note in notes(settings):
         typer.echo(f"note: {note}", err=True)
+    if (probes := _price_of_probes(settings)) is not None:
+        typer.echo(f"note: {probes}", err=True)
     _check_models(settings)
     _show_new_master_key(settings)
     metrics_folder = _share_metrics() if server.workers > 1 else None
@@ -170,7 +172,19 @@ def config_check(file: Annotated[Path | None, typer.Argument(help="else SIDECAR_
         typer.echo("note: no models; add some, or set a provider's key such as OPENAI_API_KEY")
     for note in notes(settings):
         typer.echo(f"note: {note}")
+    if (probes := _price_of_probes(settings)) is not None:
+        typer.echo(f"note: {probes}")
     typer.echo("ok")
+
+
+def _price_of_probes(settings: Config) -> str | None:
+    probes = settings.jobs.probes
+    if probes.every_s is None:
+        return None
+    from sidecar.config.build import build_catalog
+    from sidecar.jobs.probes import price_of_probes
+
+    return price_of_probes(build_catalog(settings, os.environ).deployments, probes.every_s, probes.models)
 
 
 def _price_text(model: str, price: Price, policy: str) -> str:

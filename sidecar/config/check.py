@@ -186,6 +186,10 @@ def _jobs(parts: Parts) -> Iterator[CrossFault]:
             yield where, "must be a webhook's URL, such as https://hooks.example.com/sidecar"
         elif url.reveal().lower().startswith("http:") and not is_local(urlsplit(url.reveal()).hostname or ""):
             yield where, "plain http would show it to the network; use https"
+    names = {name for _, name in parts.names} | parts.more_names
+    for i, name in enumerate(jobs.probes.models):
+        if parts.is_complete and name not in names:
+            yield ("jobs", "probes", "models", i), "no such model; name one of `models`, or none to probe all"
 
 
 def _models(parts: Parts) -> Iterator[CrossFault]:

@@ -245,6 +245,11 @@ class ReportSettings(Strict):
     monthly: bool = True
 
 
+class ProbeSettings(Strict):
+    every_s: Annotated[float, Field(ge=10, le=86_400, allow_inf_nan=False), BeforeValidator(number)] | None = None
+    models: list[Name] = []
+
+
 class JobSettings(Strict):
     """What one of all processes does beside requests; a URL for Slack is a credential."""
 
@@ -252,6 +257,7 @@ class JobSettings(Strict):
     rotation: RotationSettings = RotationSettings()
     alerts: AlertSettings = AlertSettings()
     reports: ReportSettings = ReportSettings()
+    probes: ProbeSettings = ProbeSettings()
 
 
 class LogSettings(Strict):

@@ -18,6 +18,7 @@ from sidecar.jobs.digest import Digest, Period
 from sidecar.jobs.leader import LEASE_S, Leader, holder_name
 from sidecar.jobs.locks import open_lock
 from sidecar.jobs.post import Events, Slack
+from sidecar.jobs.probes import LIMIT_S, Probes
 from sidecar.jobs.rotation import Rotation
 from sidecar.jobs.runner import Job, Runner
 from sidecar.jobs.schedule import Schedule, every, monthly, weekly
@@ -64,6 +65,7 @@ def build_jobs(
     redis_url: str | None,
     zone: tzinfo,
     limit_store: LimitStore,
+    probes: Probes | None,
     clock: Callable[[], float],
     lease_s: float = LEASE_S,
 ) -> Jobs:
@@ -109,6 +111,12 @@ def build_jobs(
         digest = Digest(period, ledger=ledger, slack=slack, zone=zone, clock=clock) if slack is not None else None
         says = f"tells what the {period} before cost"
         jobs.append(Job(f"{period}ly_report", says, schedule, _run(digest), first_now=False, off=off))
+    off = "jobs.probes.every_s is not set" if probes is None else None
+    pause_s = settings.probes.every_s or WRITE_OFF_EVERY_S
+    says = "asks each deployment for a small answer, which costs money"
+    jobs.append(
+        Job("health_probes", says, every(pause_s), _run(probes), limit_s=10 * LIMIT_S, retry_s=pause_s, off=off)
+    )
     leader = Leader(lock, lease_s=lease_s)
     runner = Runner(jobs, leader, JobTable(store), metrics.jobs, holder=holder, clock=clock)
     return Jobs(runner, posts, unknown, is_enabled=settings.enabled)
@@ -138,7 +146,7 @@ def _write_off(unknown: Unknown, hours: float, clock: Callable[[], float]) -> Ca
     return run
 
 
-def _run(job: SoftBudgets | Digest | None) -> Callable[[Leader], Awaitable[None]]:
+def _run(job: SoftBudgets | Digest | Probes | None) -> Callable[[Leader], Awaitable[None]]:
     async def run(leader: Leader) -> None:
         if job is not None:
             await job.run(leader)
