@@ -142,7 +142,7 @@ async def measure(url: str, count: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    from tests.servers.postgres import _server
+    from tests.servers.postgres import server
 
     parser = argparse.ArgumentParser(prog="python -m bench.ledger")
     parser.add_argument("--rows", type=int, default=200_000)
@@ -152,7 +152,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        with _server(folder) as url:
+        with server(folder) as url:
             result = asyncio.run(measure(f"{url}/postgres", arguments.rows, folder / "journal"))
     if arguments.json:
         print(json.dumps(result))

@@ -1,0 +1,186 @@
+"""*A dead store has known behaviour*, when it is the network that is dead. Of two `sidecar serve` on one PostgreSQL and
+one Redis one runs in a network of its own. In the midst of calls and of a stream all packets between it and both stores
+are dropped – no connection is refused, none is closed – for longer than its leases last (`PROMISE_9_SECONDS`).
+
+Cut off, it refuses calls under limits or a budget with 503, never 401, answers liveness and readiness, serves a known
+key that has neither, and lets the stream end whole; nothing waits for the network longer than a deadline. The other
+goes on. It takes the silent one for dead: what it held is charged. Healed, everything works unaided, what was charged
+is corrected, every whole answer has exactly one row, and counters agree with the rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from tests.faults.provider import Fault, FaultProvider
+from tests.promises.fleet import Fleet
+from tests.promises.netns import Island, door, island
+from tests.promises.sizes import measured, size
+from tests.promises.support import MASTER, Running, body, config_file, eventually, process
+from tests.promises.test_09_a_dead_store_has_known_behaviour import (
+    PATIENCE_S,
+    every_whole_answer_has_one_row,
+    stream,
+    works_again,
+)
+from tests.servers.redis import LocalServer
+
+pytestmark = pytest.mark.anyio
+SECONDS = max(15, size("PROMISE_9_SECONDS", 15, full=60))
+
+
+@contextlib.asynccontextmanager
+async def gateway_inside(
+    place: Island, folder: Path, provider_url: str, top: dict[str, object]
+) -> AsyncIterator[Running]:
+    file = config_file(folder, provider_url, top=top)
+    output = folder / "output.log"
+    with output.open("wb") as sink:
+        running = subprocess.Popen(  # noqa: ASYNC220 - quick, and waited for in a thread
+            [*place.command, sys.executable, "-m", "sidecar", "serve", "--config", str(file), "--host", place.inside,
+             "--port", "8123"],
+            stdout=sink, stderr=subprocess.STDOUT, cwd=folder,
+        )  # fmt: skip
+    try:
+        async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
+            made = Running(f"http://{place.inside}:8123", http, process=running, output=output, folder=folder)
+            await eventually(
+                lambda: "Application startup complete" in output.read_text(errors="replace"), 60,
+                lambda: output.read_text(errors="replace"),
+            )  # fmt: skip
+            yield made
+    finally:
+        running.terminate()
+        try:
+            await asyncio.to_thread(running.wait, 40)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            raise
+
+
+class Calls:
+    """Of one key at one gateway, until told to stop; what came of them."""
+
+    def __init__(self, gateway: Running, key: str, name: str) -> None:
+        self.gateway, self.key, self.name = gateway, key, name
+        self.statuses: Counter[tuple[int, str]] = Counter()
+        self.whole: set[str] = set()
+        self.slowest = 0.0
+        self.number = 0
+        self.is_over = False
+
+    async def run(self) -> None:
+        while not self.is_over:
+            self.number += 1
+            name = f"{self.name}-{self.number}"
+            began = time.monotonic()
+            answer = await self.gateway.chat(self.key, body(), headers={"x-request-id": name}, timeout=PATIENCE_S)
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            self.statuses[answer.status_code, answer.json().get("error", {}).get("code", "")] += 1
+            if answer.status_code == 200:
+                self.whole.add(name)
+            await asyncio.sleep(0.05)
+
+
+async def test_cut_off_from_both_stores_and_healed(
+    tmp_path: Path, postgres_url: str, start_redis: Callable[..., LocalServer], faults: FaultProvider
+) -> None:
+    redis = start_redis()
+    database = urlsplit(postgres_url)
+    async with contextlib.AsyncExitStack() as stack:
+        place = stack.enter_context(island())
+        ports = [await stack.enter_async_context(door(place.far, port or 0)) for port in (database.port, redis.port)]
+        provider_port = await stack.enter_async_context(door(place.near, urlsplit(faults.base_url).port or 0))
+        stores = {
+            "database_url": database._replace(netloc=f"{database.username}@{place.far}:{ports[0]}").geturl(),
+            "redis_url": f"redis://{place.far}:{ports[1]}/0",
+        }
+        folders = [tmp_path / "inside", tmp_path / "outside"]
+        tops: list[dict[str, object]] = []
+        for folder in folders:
+            folder.mkdir()
+            store = stores | {"journal_dir": str(folder / "journal"), "deadline_s": 1.0}
+            auth = {"master_key": MASTER, "key_cache_s": SECONDS + 60}
+            tops.append({"store": store, "auth": auth, "spend": {"flush_s": 0.2}, "server": {"grace_s": 5}})
+        outside = await stack.enter_async_context(process(folders[1], faults.base_url, top=tops[1]))
+        inside = await stack.enter_async_context(
+            gateway_inside(place, folders[0], f"http://{place.near}:{provider_port}", tops[0])
+        )
+        gateways = Fleet([inside, outside], (1, 1), postgres_url)
+        poor, free = await outside.mint(max_budget=1000), await outside.mint()
+        stranger = await outside.mint()
+        for gateway in gateways.running:
+            for key in (poor, free):
+                assert (await gateway.chat(key, body())).status_code == 200
+        calls = [Calls(inside, poor, "in"), Calls(outside, poor, "out"), Calls(inside, free, "free")]
+        faults.script(Fault("held"))
+        running = stream(inside, poor, "stream")
+        await asyncio.wait_for(running.has_begun.wait(), 20)
+        tasks = [asyncio.ensure_future(one.run()) for one in calls]
+        await eventually(lambda: all(len(one.whole) > 5 for one in calls) or any(t.done() for t in tasks), 30)
+
+        place.cut()
+        began = time.monotonic()
+        calls[0].statuses.clear()
+        probes = 0.0
+        while time.monotonic() - began < SECONDS:
+            for path in ("/healthz", "/readyz", "/metrics"):
+                asked = time.monotonic()
+                assert (await inside.http.get(inside.url + path)).status_code == 200, path
+                probes = max(probes, time.monotonic() - asked)
+            for answer in (
+                await inside.chat(stranger, body()),
+                await inside.chat("sk-nobody-has-this-key-0123456789abcdef", body()),
+                await inside.http.get(inside.url + "/key/list", headers={"authorization": f"Bearer {MASTER}"}),
+            ):
+                assert answer.status_code == 503, answer.text
+            await asyncio.sleep(0.5)
+
+        async def is_charged() -> bool:
+            return bool(await gateways.query("SELECT 1 FROM spend WHERE attempt = 0 AND cost_nano > 0"))
+
+        await eventually(is_charged, 30, lambda: "what the silent one held, charged")
+        faults.release()
+        text = await asyncio.wait_for(running.task, PATIENCE_S)
+        assert text.endswith("data: [DONE]\n\n")
+        cut_off = dict(calls[0].statuses)
+
+        place.heal()
+        back = await works_again(gateways, stranger) + await works_again(gateways, poor)
+        for one in calls:
+            one.is_over = True
+        await asyncio.gather(*tasks)
+        whole = {"stream"}.union(*(one.whole for one in calls))
+        await every_whole_answer_has_one_row(gateways, whole)
+        await eventually(lambda: agree(gateways), 60, lambda: "counters and rows that agree")
+        (taken_back,) = await gateways.query("SELECT coalesce(sum(cost_nano), 0) AS nano FROM spend WHERE attempt = 0")
+
+    assert taken_back["nano"] == 0
+    assert set(cut_off) <= {(200, ""), (503, "limit_store_unavailable")}, cut_off
+    assert cut_off[503, "limit_store_unavailable"] > 10
+    assert set(calls[1].statuses) == {(200, "")}, "the other one goes on"
+    assert set(calls[2].statuses) == {(200, "")}, "no limit, no budget: nothing has to be asked"
+    assert max(one.slowest for one in calls) < PATIENCE_S
+    measured(
+        9,
+        f"cut off from both stores for {SECONDS} s (packets dropped): {cut_off[503, 'limit_store_unavailable']} calls "
+        f"refused with 503, {len(calls[2].whole)} without limits served, slowest call "
+        f"{max(one.slowest for one in calls):.1f} s, liveness and readiness at most {probes * 1000:.0f} ms; serves "
+        f"again {back:.1f} s after; {len(whole)} whole answers, 0 without a row, 0 doubled; counters agree",
+    )
+
+
+async def agree(gateways: Fleet) -> bool:
+    return (await gateways.verify())[0] == 0
