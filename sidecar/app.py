@@ -341,10 +341,10 @@ class _Models:
                 return error_response(error)
             groups = self._catalog.access_groups
             names = tuple(name for name in names if identity.may_call(name, groups(name)))
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "sidecar"} for name in names]
             meant, known = identity.aliases, self._catalog.group
             others = (alias for alias, name in meant.items() if known(name) and identity.may_call(name, groups(name)))
             names = (*(name for name in names if name not in meant), *others)
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "sidecar"} for name in names]
         return Response(msgspec.json.encode({"object": "list", "data": data}), media_type="application/json")
 
 
