@@ -15,22 +15,25 @@ from sidecar.spend.price_loader import known_models
 @dataclass(frozen=True, slots=True)
 class Prefix:
     """`key_env`: the variable the other gateway reads when a deployment has no key, where it differs from ours.
-    `routes`: pieces it takes off the front of the model (`bedrock/converse/…`)."""
+    `routes`: pieces it takes off the front of the model (`bedrock/converse/…`). `claude_by`: the route whose Claude is
+    another provider of ours, and that one."""
 
     ours: str
     key_env: str | None = None
     routes: tuple[str, ...] = ()
+    claude_by: tuple[str, str] | None = None
 
 
 PREFIXES: Mapping[str, Prefix] = {
     "anthropic": Prefix("anthropic"),
     "azure": Prefix("azure"),
-    "bedrock": Prefix("bedrock", routes=("converse/", "invoke/")),
+    "bedrock": Prefix("bedrock", routes=("converse/", "invoke/"), claude_by=("invoke/", "bedrock-invoke")),
     "cerebras": Prefix("cerebras"),
     "cohere": Prefix("cohere"),
     "cohere_chat": Prefix("cohere"),
     "custom_openai": Prefix("openai_compatible"),
     "dashscope": Prefix("dashscope"),
+    "databricks": Prefix("databricks", key_env="DATABRICKS_API_KEY"),
     "deepinfra": Prefix("deepinfra"),
     "deepseek": Prefix("deepseek"),
     "fireworks_ai": Prefix("fireworks"),
@@ -39,6 +42,7 @@ PREFIXES: Mapping[str, Prefix] = {
     "gradient_ai": Prefix("digitalocean"),
     "groq": Prefix("groq"),
     "hosted_vllm": Prefix("vllm"),
+    "huggingface": Prefix("huggingface"),
     "hyperbolic": Prefix("hyperbolic"),
     "litellm_proxy": Prefix("openai_compatible"),
     "lm_studio": Prefix("lm_studio"),
@@ -51,11 +55,13 @@ PREFIXES: Mapping[str, Prefix] = {
     "openai": Prefix("openai"),
     "openai_like": Prefix("openai_compatible"),
     "openrouter": Prefix("openrouter"),
+    "sagemaker_chat": Prefix("sagemaker"),
     "sambanova": Prefix("sambanova"),
     "together_ai": Prefix("together"),
     "vercel_ai_gateway": Prefix("vercel"),
     "vertex_ai": Prefix("vertex"),
     "vertex_ai_beta": Prefix("vertex"),
+    "watsonx": Prefix("watsonx"),
     "xai": Prefix("xai"),
 }
 
@@ -64,9 +70,24 @@ _TAILS = {
     "azure": ("/chat/completions", "/openai/v1", "/openai"),
     "cohere": ("/v2/chat", "/v1/chat", "/v2", "/v1"),
     "ollama": ("/api/chat", "/api/generate", "/api", "/v1"),
+    "watsonx": ("/ml/v1/text/chat", "/ml/v1", "/ml"),
 }
 """What a provider's own path begins with, so its `base_url` must not end in it."""
 _BARE = {"openai": ("gpt-", "o1", "o3", "o4", "chatgpt-"), "anthropic": ("claude-",)}
+
+
+def place(prefix: Prefix, rest: str) -> tuple[str, str]:
+    """(our provider, its model) of what stands behind a prefix."""
+    provider = prefix.ours
+    for route in prefix.routes:
+        if rest.startswith(route):
+            if prefix.claude_by is not None and prefix.claude_by[0] == route and "anthropic" in rest:
+                provider = prefix.claude_by[1]
+            rest = rest.removeprefix(route)
+    if provider == "huggingface" and rest.count("/") == 2:  # through one of the router's providers
+        through, model = rest.split("/", 1)
+        rest = f"{model}:{through}"
+    return provider, rest
 
 
 def guess(model: str) -> str | None:
@@ -91,4 +112,6 @@ def fit_base_url(provider: str, url: str) -> str:
     url = url.rstrip("/")
     for tail in _TAILS.get(provider, ("/chat/completions",)):
         url = url.removesuffix(tail)
+    if provider == "huggingface" and urlsplit(url).path == "":
+        url += "/v1"  # a dedicated endpoint
     return url

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sidecar.config.check import PLACE_KEYS, is_local, notes
 from sidecar.config.models import Config, DeploymentSettings
 from sidecar.importing.draft import Deployment, Draft, Superseded, decimal_of, looks_secret
-from sidecar.importing.providers import PREFIXES, Prefix, fit_base_url, guess, is_openai
+from sidecar.importing.providers import PREFIXES, Prefix, fit_base_url, guess, is_openai, place
 from sidecar.importing.report import Refuse, Verdict, shown
 from sidecar.importing.rows import Row, Table, nothing
 from sidecar.importing.source import Node
@@ -73,14 +73,13 @@ def _find_provider(deployment: Deployment, model: Node) -> None:
         prefix = Prefix(first)
     if prefix is None:
         raise Refuse(f"there is no provider '{shown(first, 40)}' here{_may_be_compatible(deployment)}")
-    for route in prefix.routes:
-        rest = rest.removeprefix(route)
     deployment.prefix = prefix
-    deployment.provider, deployment.model = prefix.ours, rest
+    deployment.provider, deployment.model = place(prefix, rest)
     base = deployment.param("api_base") or deployment.param("base_url")
     is_literal = base is not None and not base.text.startswith("os.environ/")
     if first == "openai" and base is not None and is_literal and not is_openai(base.text.strip()):
         deployment.provider = "openai_compatible"
+    rest = deployment.model
     deployment.values = {"provider": deployment.provider, "model": rest}
     if deployment.provider not in PROVIDERS:
         raise Refuse(f"this version has no provider '{deployment.provider}' yet{_may_be_compatible(deployment)}")
@@ -405,6 +404,8 @@ def _rows() -> list[Row[Handler]]:
         Row(p + "vertex_location", "region", "where the provider uses it", _place_text("region")),
         Row(p + "region_name", "region", "where the provider uses it", _place_text("region"), rank=6),
         Row(p + "vertex_project", "project", "where the provider uses it", _place_text("project")),
+        Row(p + "project_id", "project", "where the provider uses it", _place_text("project"), rank=6),
+        Row(p + "space_id", "params.space_id", "of watsonx", _param),
         Row(p + "organization", "headers.OpenAI-Organization", "moved to a variable", _organization),
         Row(p + "rpm", "limits.rpm", "also the weight, if no deployment of the name has one", _limit("limits.rpm")),
         Row(p + "tpm", "limits.tpm", "also the weight, if none has weight or rpm", _limit("limits.tpm")),

@@ -12,7 +12,9 @@ from sidecar.translate.providers.azure import Azure
 from sidecar.translate.providers.bedrock import Bedrock
 from sidecar.translate.providers.bedrock_invoke import BedrockInvoke
 from sidecar.translate.providers.cohere import Cohere
+from sidecar.translate.providers.databricks import Databricks
 from sidecar.translate.providers.gemini import Gemini
+from sidecar.translate.providers.huggingface import TGI, HuggingFace
 from sidecar.translate.providers.mistral import Mistral
 from sidecar.translate.providers.ollama import Ollama
 from sidecar.translate.providers.openai import OpenAI
@@ -20,6 +22,7 @@ from sidecar.translate.providers.responses import Responses
 from sidecar.translate.providers.sagemaker import SageMaker
 from sidecar.translate.providers.simulated import SimulatedProvider
 from sidecar.translate.providers.vertex import Vertex
+from sidecar.translate.providers.watsonx import Watsonx
 
 
 def _collect() -> dict[str, Provider]:
@@ -37,6 +40,10 @@ def _collect() -> dict[str, Provider]:
         Cohere(),
         Ollama(),
         Mistral(),
+        Watsonx(),
+        Databricks(),
+        HuggingFace(),
+        TGI(),
         SimulatedProvider(),
         *COMPATIBLE.values(),
     ):

@@ -330,17 +330,9 @@ _HOSTS: tuple[Vendor, ...] = (
 
 _CLOUDS: tuple[Vendor, ...] = (
     Vendor(
-        "databricks",
-        None,
-        "DATABRICKS_TOKEN",
-        "https://docs.databricks.com/aws/en/machine-learning/model-serving/query-chat-models",
-        keyless="databricks",
-        note="`https://WORKSPACE/serving-endpoints`; without a key a service principal's `client_id`, `client_secret`",
-    ),
-    Vendor(
         "watsonx_gateway",
         None,
-        "WATSONX_API_KEY",
+        "WATSONX_GATEWAY_API_KEY",
         "https://www.ibm.com/docs/en/watsonx/saas?topic=generation-inferencing-gateway-models",
         auth="ibm",
         note="IBM's model gateway: `https://REGION.ml.cloud.ibm.com/ml/gateway/v1`; the key is exchanged for a token",
@@ -409,13 +401,6 @@ _ROUTERS: tuple[Vendor, ...] = (
         note="thinking in `reasoning`",
     ),
     Vendor(
-        "huggingface",
-        "https://router.huggingface.co/v1",
-        "HF_TOKEN",
-        "https://huggingface.co/docs/inference-providers",
-        note="models as `ORG/MODEL:PROVIDER`",
-    ),
-    Vendor(
         "github",
         "https://models.github.ai/inference",
         "GITHUB_TOKEN",
@@ -459,13 +444,6 @@ _OWN: tuple[Vendor, ...] = (
         "vllm", "http://127.0.0.1:8000/v1", None, "https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"
     ),
     Vendor("sglang", "http://127.0.0.1:30000/v1", None, "https://docs.sglang.io/basic_usage/openai_api.html"),
-    Vendor(
-        "tgi",
-        "http://127.0.0.1:3000/v1",
-        None,
-        "https://huggingface.co/docs/text-generation-inference/messages_api",
-        takes_both_caps=False,
-    ),
     Vendor(
         "llama_cpp",
         "http://127.0.0.1:8080/v1",

@@ -142,3 +142,29 @@ def test_what_may_be_called_by_access_group(tmp_path: Path) -> None:
     assert [line.status for line in imported.report.lines if "access_groups" in line.key] == [
         "taken", "taken", "taken", "no equivalent",
     ]  # fmt: skip
+
+
+def test_each_vendor_s_prefix_is_the_provider_that_speaks_its_own_api(tmp_path: Path) -> None:
+    imported, config = loaded("vendors", tmp_path)
+    found = [
+        (deployment.provider, deployment.model, deployment.base_url)
+        for model in config.models
+        for deployment in model.deployments
+    ]
+    assert found == [
+        ("cohere", "command-a-03-2025", "https://api.cohere.com"),
+        ("huggingface", "meta-llama/Llama-3.3-70B-Instruct:together", None),
+        ("huggingface", "meta-llama/Llama-3.3-70B-Instruct", None),
+        ("huggingface", "tgi", "https://abc.eu-west-1.aws.endpoints.huggingface.cloud/v1"),
+        ("bedrock-invoke", "eu.anthropic.claude-sonnet-4-5-20250929-v1:0", None),
+        ("bedrock", "meta.llama3-70b-instruct-v1:0", None),
+        ("sagemaker", "my-endpoint", None),
+        ("watsonx", "ibm/granite-4-h-small", "https://us-south.ml.cloud.ibm.com"),
+        ("watsonx", "deployment/my-id", "https://us-south.ml.cloud.ibm.com"),
+        ("databricks", "databricks-claude-sonnet-4-5", "https://ws.cloud.databricks.com/serving-endpoints"),
+        ("azure", "my-gpt", "https://r.openai.azure.com"),
+    ]
+    by_name = {model.name: model.deployments[0] for model in config.models}
+    assert by_name["granite"].project == "my-project"
+    assert by_name["granite-deployed"].params == {"space_id": "my-space"}
+    assert not [line for line in imported.report.lines if line.status == "no equivalent"]

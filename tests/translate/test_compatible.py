@@ -229,6 +229,5 @@ def test_thinking_under_either_name_passes_and_counts_as_content(field: str) -> 
 
 
 def test_clouds_want_their_own_credentials() -> None:
-    assert (COMPATIBLE["databricks"].keyless, COMPATIBLE["databricks"].default_base_url) == ("databricks", None)
     assert (COMPATIBLE["watsonx_gateway"].auth, COMPATIBLE["watsonx_gateway"].default_base_url) == ("ibm", None)
     assert {vendor.name for vendor in VENDORS if vendor.auth != "bearer"} == {"watsonx_gateway"}

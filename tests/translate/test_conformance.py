@@ -10,7 +10,7 @@ import pytest
 from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
 from sidecar.translate import PROVIDERS, Head, get_provider
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS, SMUGGLING_FIELDS, Provider, StreamTranslator, check_provider
-from tests.translate.dialects import DIALECTS, DISTINCT, dialect_of
+from tests.translate.dialects import DIALECTS, DISTINCT, OPENAI_LIKE, dialect_of
 from tests.translate.support import OK, USER, WEATHER, call_to, events, fold, run, unfold
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -80,7 +80,7 @@ MATRIX = [
     for case in CASES
     if (name, case) not in DECLINED
 ]
-CLOSELY_CUT = {"openai", "mistral", *DIALECTS}
+CLOSELY_CUT = {"openai", *OPENAI_LIKE, *DIALECTS}
 
 
 def exchange(provider: Provider, case: str, is_stream: bool, asks_usage: bool = False) -> tuple[Any, list[bytes]]:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from sidecar.errors import SidecarError
 from sidecar.translate import Call, Head, get_provider
 from sidecar.translate.simulate import simulate
-from tests.translate.dialects import DIALECTS, OPENAI, dialect_of
+from tests.translate.dialects import DIALECTS, OPENAI, OPENAI_LIKE, dialect_of
 from tests.translate.support import OK, call_to, make_call, run
 
-PROVIDERS = ["openai", "mistral", *DIALECTS]
+PROVIDERS = ["openai", "databricks", "huggingface", *OPENAI_LIKE, *DIALECTS]
 SCRAPS = st.sampled_from(
     [
         b"data: ", b"event: error\n", b"\n\n", b"\r", b"{", b"}", b"[DONE]", b'"usage":', b'"choices":[', b"null",
-        *OPENAI.scraps, *(scrap for dialect in DIALECTS.values() for scrap in dialect.scraps),
+        *OPENAI.scraps, *(scrap for dialect in (*DIALECTS.values(), *OPENAI_LIKE.values()) for scrap in dialect.scraps),
     ]
 )  # fmt: skip
 JSONS = st.recursive(

@@ -38,18 +38,11 @@ class ReshapedDialect(OpenAIDialect, is_abstract=True):
                     dropped.append(name)
         return changes, removed - changes.keys(), sorted(dropped)
 
-    def reshaped(self, call: Call, data: bytes, is_chunk: bool) -> bytes:
-        if self.odd.search(data) is None:
-            return data
-        answer = _decode(data)
-        if not isinstance(answer, dict):
-            return data
-        self.reshape(call, answer, is_chunk)
-        return _encode(answer)
-
     def response(self, call: Call, head: Head, body: bytes) -> Reply:
         try:
-            body = self.reshaped(call, body, False)
+            if self.odd.search(body) is not None and isinstance(answer := _decode(body), dict):
+                self.reshape(call, answer, False)
+                body = _encode(answer)
         except (*NOT_JSON, TypeError, AttributeError, ValueError, KeyError) as error:
             raise UpstreamBrokenError(
                 f"Provider {self.name} answered {head.status} with a body that is not a chat completion."
@@ -70,11 +63,18 @@ class ReshapedStream(OpenAIStream):
 
     def on_event(self, event: Event) -> bytes:
         name, data, raw = event
-        if data is not None:
-            shaped = self._dialect.reshaped(self._call, data, True)
-            if shaped is not data:
-                data, raw = shaped, b"data: %s\n\n" % shaped
+        if data is not None and self.needs_shape(data) and isinstance(chunk := _decode(data), dict):
+            self.on_chunk(chunk)
+            self._dialect.reshape(self._call, chunk, True)
+            data = _encode(chunk)
+            raw = b"data: %s\n\n" % data
         return super().on_event((name, data, raw))
+
+    def needs_shape(self, data: bytes) -> bool:
+        return self._dialect.odd.search(data) is not None
+
+    def on_chunk(self, chunk: dict[str, Any]) -> None:
+        """For what goes over several chunks; the chunk is as it came, and may be changed."""
 
 
 def choices_of(answer: dict[str, Any], is_chunk: bool) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -19,6 +19,7 @@ from tests.translate.dialects.mistral import MistralChat
 from tests.translate.dialects.ollama import OllamaChat
 from tests.translate.dialects.openai import OpenAIChat
 from tests.translate.dialects.responses import ResponsesAPI
+from tests.translate.dialects.watsonx import WatsonxChat
 
 OPENAI = OpenAIChat()
 DIALECTS: Mapping[str, Dialect] = {
@@ -34,7 +35,7 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 """Of the providers that do not speak OpenAI's dialect, or frame it otherwise, by name."""
 
-OPENAI_LIKE: Mapping[str, Dialect] = {"mistral": MistralChat()}
+OPENAI_LIKE: Mapping[str, Dialect] = {"mistral": MistralChat(), "watsonx": WatsonxChat()}
 """Of those that do, but whose own schema is held to besides."""
 
 
