@@ -24,7 +24,18 @@ from sidecar.translate.chat_fields import (
     stops,
     tool_choice,
 )
-from sidecar.translate.content import TEXT_TYPES, File, Image, Part, Text, bad, messages_of, parts_of, tool_calls_of
+from sidecar.translate.content import (
+    TEXT_TYPES,
+    File,
+    Image,
+    Part,
+    Text,
+    bad,
+    messages_of,
+    no_spoken,
+    parts_of,
+    tool_calls_of,
+)
 from sidecar.translate.fields import Drop, dropper
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.schema import rewrite
@@ -203,6 +214,7 @@ class _Messages:
         return None
 
     def _take_assistant(self, message: Mapping[str, Any], where: str) -> None:
+        no_spoken(message, where, self._drop)
         text = self._text(message.get("content"), f"{where}.content")
         refusal = message.get("refusal")
         if not text and isinstance(refusal, str):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sidecar.translate.content import File, bad, messages_of, parts_of
+from sidecar.translate.content import File, bad, messages_of, no_spoken, parts_of
 from sidecar.translate.fields import Drop
 from sidecar.translate.signatures import bare_id
 from sidecar.translate.tool_names import OPENAI as NAMES
@@ -67,6 +67,7 @@ def _message(role: str, message: dict[str, Any], where: str, names: ToolNames, d
     elif content is None and role != "assistant":
         changed["content"] = ""
     if role == "assistant":
+        no_spoken(message, where, drop)
         _assistant(message, changed, where, names)
         if not changed.get("content", content) and not message.get("tool_calls"):
             return None  # it says nothing, which Mistral refuses

@@ -23,7 +23,17 @@ from sidecar.translate.chat_fields import (
     stops,
     tool_choice,
 )
-from sidecar.translate.content import TEXT_TYPES, File, Image, Text, bad, messages_of, parts_of, tool_calls_of
+from sidecar.translate.content import (
+    TEXT_TYPES,
+    File,
+    Image,
+    Text,
+    bad,
+    messages_of,
+    no_spoken,
+    parts_of,
+    tool_calls_of,
+)
 from sidecar.translate.fields import Drop, dropper
 from sidecar.translate.inline import inlined
 from sidecar.translate.provider import Call, Provider, select_params
@@ -146,6 +156,7 @@ class _Messages:
         return sent
 
     def _assistant(self, message: Mapping[str, Any], sent: Fields, where: str) -> None:
+        no_spoken(message, where, self._drop)
         refusal, thought = message.get("refusal"), message.get("reasoning_content")
         if not sent["content"] and isinstance(refusal, str):
             sent["content"] = refusal
