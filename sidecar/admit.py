@@ -11,9 +11,10 @@ from typing import Any
 import anyio
 
 from sidecar.asgi import SETTLE_LIMIT_S, aside, candidates_of, read_body
-from sidecar.errors import BudgetExceededError, HoldUsedUpError, UnpricedModelError
+from sidecar.errors import BudgetExceededError, HoldUsedUpError, RateLimitedError, UnpricedModelError
 from sidecar.exchange import NO_BOUND, Attempt, Exchange
 from sidecar.limits.admission import Admission
+from sidecar.limits.claims import Claims
 from sidecar.routing.catalog import Catalog
 from sidecar.spend.cost import UNPRICED, Price, affordable_output, cost_nano, worst_case_nano
 from sidecar.translate.estimate import estimate_input_tokens, likely_input_tokens, requested_output_tokens
@@ -144,6 +145,32 @@ async def admit(scope: Any, exchange: Exchange, policy: AdmissionPolicy) -> None
         exchange.edits["output_cap"] = max(1, bound)
 
 
+def lines_of(exchange: Exchange, policy: AdmissionPolicy) -> list[str]:
+    """The limits this request counts on, by the names of the lines in which one waits for them."""
+    claims = _claims(exchange, policy)
+    return [
+        f"{what}:{claim.key}"
+        for what, found in (("requests", claims.requests), ("tokens", claims.tokens), ("concurrency", claims.slots))
+        for claim in found
+    ]
+
+
+def line_of(exchange: Exchange, policy: AdmissionPolicy, error: RateLimitedError) -> str | None:
+    """The line of the limit that refused."""
+    if error.limit is None:
+        return None
+    what, kind, limit = error.limit
+    claims = _claims(exchange, policy)
+    found = {"requests": claims.requests, "tokens": claims.tokens, "concurrency": claims.slots}.get(what, ())
+    return next((f"{what}:{claim.key}" for claim in found if claim.kind == kind and claim.limit == limit), None)
+
+
+def _claims(exchange: Exchange, policy: AdmissionPolicy) -> Claims:
+    return policy.admission.claims_of(
+        exchange.caller, exchange.model, limits="limits" in policy.parts, budgets="budgets" in policy.parts
+    )
+
+
 async def settle(exchange: Exchange, policy: AdmissionPolicy) -> None:
     """Turn the reservation into what was really used; once per exchange, idempotent in the store too."""
     grant = exchange.grant
@@ -184,8 +211,9 @@ async def cancel(exchange: Exchange, policy: AdmissionPolicy) -> None:
 
 
 async def finish(exchange: Exchange, policy: AdmissionPolicy) -> None:
-    """After the app below is done: refused by us before any dispatch rolls back, everything else settles."""
-    if exchange.outcome == "refused" and not exchange.attempts:
+    """After the app below is done: what ended before any dispatch rolls back, everything else settles."""
+    is_unsent = exchange.outcome == "refused" or (exchange.outcome == "client_left" and exchange.is_routed)
+    if is_unsent and not exchange.attempts:
         await cancel(exchange, policy)
     else:
         await settle(exchange, policy)

@@ -28,6 +28,7 @@ from sidecar.asgi import SETTLE_LIMIT_S, ASGIApp
 from sidecar.config.build import (
     build_catalog,
     build_policy,
+    build_room,
     build_router,
     ensure_master_key,
     global_budgets,
@@ -78,7 +79,12 @@ from sidecar.spend.price_loader import load_price
 from sidecar.spend.recorder import Recorder
 from sidecar.spend.sinks import open_sink
 from sidecar.upstream.base import Transport
-from sidecar.upstream.media import MediaFetcher
+from sidecar.waiting import WaitingRoom
+
+if TYPE_CHECKING:
+    from sidecar.idempotency.redis import RedisAnswers
+    from sidecar.translate.provider import Media
+    from sidecar.upstream.media import MediaFetcher
 
 LEASE_S = 10.0
 MIB = 1024 * 1024
@@ -101,6 +107,7 @@ def build_stack(
     router: Router,
     routing: Policy,
     places: DeploymentPlaces,
+    room: WaitingRoom | None,
     transport: Transport,
     heartbeat: Heartbeat,
     fetch_media: FetchMedia | None,
@@ -108,10 +115,10 @@ def build_stack(
     """A request's way, from the client down to the provider."""
     app: ASGIApp = UpstreamProxy(transport=transport, heartbeat=heartbeat)
     app = TranslateMiddleware(app, fetch_media=fetch_media)
-    app = RouteMiddleware(app, catalog=catalog, policy=routing, router=router, places=places)
+    app = RouteMiddleware(app, catalog=catalog, policy=routing, router=router, places=places, room=room)
     app = SpendMiddleware(app, recorder=recorder)
     app = BudgetMiddleware(app, policy=policy)
-    app = RateLimitMiddleware(app, policy=policy)
+    app = RateLimitMiddleware(app, policy=policy, room=room)
     if answers is not None:
         app = IdempotencyMiddleware(app, store=answers, max_answer_bytes=max_answer_bytes, wait_s=answer_wait_s)
     if keys is not None:
@@ -212,6 +219,7 @@ def build_app(
         router=router,
         routing=build_policy(config),
         places=DeploymentPlaces(admission),
+        room=build_room(config),
         transport=transport,
         heartbeat=Heartbeat(config.server.heartbeat_s, is_early=config.server.heartbeat_early),
         fetch_media=media.fetch if media is not None else None,

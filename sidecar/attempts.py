@@ -155,6 +155,8 @@ class Dispatch:
                 self._measure(live, gate, gate.attempt, tokens)
             if taken is not None and host.places is not None:
                 await self._leave(host.places, taken, self.attempt)
+                if deployment.limits.concurrency is not None:
+                    host.router.board.of(deployment).full_until = 0.0  # as far as we know, there is room now
 
     def _is_wanted(self, race: Race, attempt: Attempt) -> bool:
         """False: meanwhile another answers. Nothing was sent."""

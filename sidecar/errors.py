@@ -139,6 +139,8 @@ class UnprocessableError(RefusedError):
 
 class RateLimitedError(RefusedError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+    limit: tuple[str, str, int] | None = None
+    """Which one: what it counts (requests, tokens, concurrency), the kind of its scope, how many."""
 
 
 class BudgetExceededError(RefusedError):

@@ -18,6 +18,7 @@ Who writes which field (one writer each):
     grant, edits["output_cap"]            the first of RateLimit and Budget, through admit.py
     attempt.cost_nano, .cost_status       Spend, else Budget
     attempt.output_max                    Budget, through admit.py
+    queue_place, queue_s                  waiting.WaitingRoom
     outcome, error                        asgi.refuse, else the tap
     replay_of                             Idempotency
 """
@@ -148,6 +149,9 @@ class Exchange:
     estimate: tuple[int, int | None] | None = None
     candidates: tuple[Deployment, ...] | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    queue_place: int = 0
+    """Where it stood when it had to wait for a limit, 1 first; 0: it had not. `queue_s`: how long."""
+    queue_s: float = 0.0
     answering: Attempt | None = None
     """The attempt whose answer goes to the client, once that is decided."""
     before_attempt: list[BeforeAttempt] = field(default_factory=list)

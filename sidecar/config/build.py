@@ -21,6 +21,7 @@ from sidecar.spend.cost import UNPRICED, Price
 from sidecar.spend.prices import price_from_config
 from sidecar.translate.registry import PROVIDERS
 from sidecar.types import Budget, Deployment, Limits, Secret, Timeouts, usd_to_nano
+from sidecar.waiting import WaitingRoom
 
 PriceResolver = Callable[[str, str], Price]
 
@@ -83,6 +84,19 @@ def build_router(config: Config) -> Router:
             _hedging(routing.hedge),
             {model.name: _hedging(model.hedge) for model in config.models if model.hedge is not None},
         ),
+    )
+
+
+def build_room(config: Config) -> WaitingRoom | None:
+    """Where requests wait instead of being refused, if they do."""
+    queue = config.queue
+    if not queue.size:
+        return None
+    return WaitingRoom(
+        size=queue.size,
+        max_wait_s=queue.max_wait_s,
+        priorities=queue.priorities,
+        is_header_read=queue.priority_header,
     )
 
 

@@ -170,6 +170,13 @@ def _spend(parts: Parts) -> Iterator[CrossFault]:
             yield ("spend", "sinks", i, "secret"), "signs the batches of a webhook; remove it, or give an https: URL"
 
 
+def _queue(parts: Parts) -> Iterator[CrossFault]:
+    queue = parts.sections.get("queue")
+    for name in queue.priorities if queue is not None else ():
+        if name.partition(":")[0] not in ("key", "user", "team", "organization") or not name.partition(":")[2]:
+            yield ("queue", "priorities", name), "must be key:HASH, user:ID, team:ID or organization:ID"
+
+
 def _jobs(parts: Parts) -> Iterator[CrossFault]:
     jobs = parts.sections.get("jobs")
     if jobs is None:
@@ -294,6 +301,7 @@ _CHECKS: tuple[Callable[[Parts], Iterator[CrossFault]], ...] = (
     _server,
     _store,
     _budget,
+    _queue,
     _spend,
     _jobs,
     _upstream,

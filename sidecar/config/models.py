@@ -187,6 +187,15 @@ class RoutingSettings(Strict):
     default_model: Name | None = None
 
 
+class QueueSettings(Strict):
+    """Waiting instead of 429; without `size` there is none."""
+
+    size: Int = Field(default=0, ge=0, le=100_000)
+    max_wait_s: Seconds = 30.0
+    priorities: dict[Name, Annotated[int, Field(ge=-100, le=100), BeforeValidator(number)]] = {}
+    priority_header: bool = False
+
+
 class BudgetSettings(Strict):
     timezone: str = "UTC"
     max_usd: Usd | None = None
@@ -295,6 +304,7 @@ class Config(BaseSettings):
     models: list[ModelSettings] = []
     routing: RoutingSettings = RoutingSettings()
     limits: LimitSettings = LimitSettings()
+    queue: QueueSettings = QueueSettings()
     budget: BudgetSettings = BudgetSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     spend: SpendSettings = SpendSettings()

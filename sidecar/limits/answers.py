@@ -21,12 +21,14 @@ def refusal(denied: Denied) -> RateLimitedError | BudgetExceededError:
             "what it may cost. Lower max_tokens, wait for the next window, or have the budget raised.",
             retry_after_s=denied.retry_after_s,
         )
-    return RateLimitedError(
+    error = RateLimitedError(
         f"The gateway refused the request: the {kind} limit is {denied.limit} {_WHAT[denied.what]}."
         + (" Wait as 'retry-after' says." if denied.retry_after_s is not None else " This request can never fit it."),
         code=f"{denied.what}_limit_exceeded",
         retry_after_s=denied.retry_after_s,
     )
+    error.limit = (denied.what, denied.kind, denied.limit)
+    return error
 
 
 def rate_headers(admitted: Admitted) -> Headers:

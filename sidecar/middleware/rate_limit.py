@@ -6,9 +6,9 @@ store round trip. Works alone in front of any ASGI app.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
-from sidecar.admit import AdmissionPolicy, admit, finish
+from sidecar.admit import AdmissionPolicy, admit, finish, line_of, lines_of
 from sidecar.asgi import (
     Applies,
     ASGIApp,
@@ -22,18 +22,25 @@ from sidecar.asgi import (
     close_exchange,
     is_chat,
     open_exchange,
+    read_body,
     receive_for,
     refuse,
 )
 from sidecar.errors import RefusedError
+from sidecar.exchange import Exchange
+from sidecar.waiting import WaitingRoom, queue_headers
 
 
 class RateLimitMiddleware:
-    """Refuses with 429 and an exact `retry-after`; adds `x-ratelimit-*` to answers."""
+    """Refuses with 429 and an exact `retry-after`; adds `x-ratelimit-*` to answers. With a `room`, requests wait there
+    for what they would be refused."""
 
-    def __init__(self, app: ASGIApp, *, policy: AdmissionPolicy, applies: Applies = is_chat) -> None:
+    def __init__(
+        self, app: ASGIApp, *, policy: AdmissionPolicy, room: WaitingRoom | None = None, applies: Applies = is_chat
+    ) -> None:
         self.app = app
         self.policy = policy
+        self.room = room
         self.applies = applies
         policy.parts.add("limits")
 
@@ -46,9 +53,12 @@ class RateLimitMiddleware:
             send = Front(exchange, send)
         try:
             try:
-                await admit(scope, exchange, self.policy)
+                if self.room is None:
+                    await admit(scope, exchange, self.policy)
+                else:
+                    await self._in_line(self.room, scope, exchange)
             except RefusedError as error:
-                await refuse(exchange, error, send)
+                await refuse(exchange, error, send, queue_headers(exchange) if exchange.queue_place else ())
                 return
             except ClientDisconnectedError:
                 exchange.outcome = "client_left"
@@ -56,8 +66,11 @@ class RateLimitMiddleware:
             grant = exchange.grant
 
             def send_with_headers(message: Message) -> Awaitable[None]:
-                if message["type"] == "http.response.start" and grant is not None and grant.headers:
-                    message = {**message, "headers": [*message["headers"], *grant.headers]}
+                if message["type"] == "http.response.start" and grant is not None:
+                    if grant.headers:
+                        message = {**message, "headers": [*message["headers"], *grant.headers]}
+                    if exchange.queue_place:
+                        message = {**message, "headers": [*message["headers"], *queue_headers(exchange)]}
                 return tap(message)
 
             tap = Tap(exchange, send)
@@ -65,6 +78,22 @@ class RateLimitMiddleware:
                 await self.app(scope, receive_for(exchange), send_with_headers)
             finally:
                 await finish(exchange, self.policy)
+                if self.room is not None:
+                    self.room.freed()
         finally:
             if is_mine:
                 close_exchange(exchange)
+
+    async def _in_line(self, room: WaitingRoom, scope: Scope, exchange: Exchange) -> None:
+        await read_body(scope, exchange)
+
+        async def go(is_in: Callable[[], None]) -> None:
+            await admit(scope, exchange, self.policy)
+
+        await room.through(
+            scope,
+            exchange,
+            go,
+            lines=lambda: lines_of(exchange, self.policy),
+            line_of=lambda error: line_of(exchange, self.policy, error),
+        )

@@ -38,7 +38,7 @@ from sidecar.errors import (
     UnavailableError,
     UpstreamError,
 )
-from sidecar.exchange import Exchange
+from sidecar.exchange import Attempt, Exchange
 from sidecar.race import Race
 from sidecar.routing.affinity import prefix_of
 from sidecar.routing.candidates import Candidates, Try
@@ -49,13 +49,15 @@ from sidecar.routing.router import Here, Router
 from sidecar.routing.verdict import final_error
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.types import Deployment
+from sidecar.waiting import WaitingRoom
 
 TPM_OUTPUT_GUESS = 256
 
 
 class RouteMiddleware:
     """`policy` bounds attempts and time (`retries` alone: the rest by default). `router` knows the deployments' state,
-    one per process (`health` alone: with the weighted strategy). Without `places` their limits hold per process."""
+    one per process (`health` alone: with the weighted strategy). Without `places` their limits hold per process. With a
+    `room`, requests wait there while all deployments are full."""
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class RouteMiddleware:
         health: Health | None = None,
         router: Router | None = None,
         places: Places | None = None,
+        room: WaitingRoom | None = None,
         draw: Callable[[], float] = random.random,
         applies: Applies = is_chat,
     ) -> None:
@@ -75,6 +78,7 @@ class RouteMiddleware:
         self.policy = policy if policy is not None else Policy(retries=retries)
         self.router = router if router is not None else Router(health=health)
         self.places = places
+        self.room = room
         self.draw = draw
         self.applies = applies
         self._version = catalog.version
@@ -91,7 +95,10 @@ class RouteMiddleware:
             candidates = candidates_of(exchange, self.catalog)
             exchange.is_routed = True
             exchange.begin = send
-            await self._dispatch(scope, exchange, candidates, send)
+            if self.room is not None and type(candidates) is Candidates and candidates.has_limits:
+                await self._in_line(self.room, scope, exchange, candidates, send)
+            else:
+                await self._dispatch(scope, exchange, candidates, send, exchange.now())
         except RefusedError as error:
             await refuse(exchange, error, send)
         except ClientDisconnectedError:
@@ -100,8 +107,9 @@ class RouteMiddleware:
             if is_mine:
                 close_exchange(exchange)
 
-    async def _dispatch(self, scope: Scope, exchange: Exchange, candidates: Sequence[Deployment], send: Send) -> None:
-        started_at = exchange.now()
+    async def _dispatch(
+        self, scope: Scope, exchange: Exchange, candidates: Sequence[Deployment], send: Send, started_at: float
+    ) -> None:
         plan: Plan | None = None
         failures: list[tuple[Deployment, UpstreamError]] = []
         here: Here | None = None
@@ -164,6 +172,39 @@ class RouteMiddleware:
                 code="deployments_full",
                 retry_after_s=step if type(step) is float else 1.0,
             )
+
+    async def _in_line(
+        self, room: WaitingRoom, scope: Scope, exchange: Exchange, candidates: Candidates, send: Send
+    ) -> None:
+        """While all deployments are full it waits, with what it was admitted with."""
+        started_at = exchange.now()
+        name = f"deployments:{candidates[0].group}"
+
+        async def go(is_in: Callable[[], None]) -> None:
+            async def begins(exchange: Exchange, attempt: Attempt) -> None:
+                is_in()
+
+            exchange.before_attempt.append(begins)
+            try:
+                await self._dispatch(scope, exchange, candidates, send, started_at)
+            finally:
+                if begins in exchange.before_attempt:
+                    exchange.before_attempt.remove(begins)
+                room.freed()
+
+        try:
+            await room.through(
+                scope,
+                exchange,
+                go,
+                lines=lambda: (name,),
+                line_of=lambda error: name if error.code == "deployments_full" and not exchange.attempts else None,
+                until_at=started_at + self.policy_of(exchange, started_at).deadline_s,
+            )
+        except asyncio.CancelledError:
+            if not exchange.attempts:
+                exchange.outcome = exchange.outcome or "client_left"  # nothing was sent: nothing is charged
+            raise
 
     def _plan(self, exchange: Exchange, candidates: Sequence[Deployment], here: Here, started_at: float) -> Plan:
         policy = self.policy_of(exchange, started_at)
