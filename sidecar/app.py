@@ -11,9 +11,9 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, tzinfo
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.requests import Request
@@ -44,7 +44,6 @@ from sidecar.explanation import Explainer
 from sidecar.gateway import Gateway, error_response
 from sidecar.heartbeat import Heartbeat
 from sidecar.idempotency.memory import MemoryAnswers
-from sidecar.idempotency.redis import RedisAnswers
 from sidecar.identity.callers import Callers
 from sidecar.identity.feed import ChangeFeed
 from sidecar.identity.keys import Keys
@@ -81,6 +80,10 @@ from sidecar.spend.sinks import open_sink
 from sidecar.upstream.base import Transport
 from sidecar.waiting import WaitingRoom
 
+if TYPE_CHECKING:
+    from sidecar.idempotency.redis import RedisAnswers
+    from sidecar.translate.provider import Media
+    
 if TYPE_CHECKING:
     from sidecar.idempotency.redis import RedisAnswers
     from sidecar.translate.provider import Media
@@ -202,7 +205,7 @@ def build_app(
     )
     transport = _transport(config)
     router = build_router(config)
-    media = MediaFetcher(allowed=config.upstream.media_networks) if config.upstream.fetch_media else None
+    media = _Media(config.upstream.media_networks) if config.upstream.fetch_media else None
     answers = _answers(config, redis_url)
     stack = build_stack(
         metrics=metrics,
@@ -330,6 +333,25 @@ async def _tune_process() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+class _Media:
+    """What clients' URLs point to; the fetcher and its HTTP client are made when the first one comes."""
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        self._allowed = allowed
+        self._fetcher: MediaFetcher | None = None
+
+    async def fetch(self, urls: Iterable[str]) -> Mapping[str, Media]:
+        if self._fetcher is None:
+            from sidecar.upstream.media import MediaFetcher
+
+            self._fetcher = MediaFetcher(allowed=self._allowed)
+        return await self._fetcher.fetch(urls)
+
+    async def aclose(self) -> None:
+        if self._fetcher is not None:
+            await self._fetcher.aclose()
+
+
 class _Models:
     """GET /v1/models: what the caller may use."""
 
@@ -391,6 +413,8 @@ def _answers(config: Config, redis_url: str | None) -> MemoryAnswers | RedisAnsw
         return None
     if redis_url is None:
         return MemoryAnswers(keep_s=settings.keep_s, max_bytes=settings.max_total_mb * MIB)
+    from sidecar.idempotency.redis import RedisAnswers
+
     return RedisAnswers(
         redis_url,
         keep_s=settings.keep_s,

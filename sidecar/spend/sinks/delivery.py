@@ -10,8 +10,6 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 
-import httpx2
-
 from sidecar.types import Secret
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -35,6 +33,8 @@ class Delivery:
         timeout_s: float = 10.0,
         draw: Callable[[], float] = random.random,
     ) -> None:
+        import httpx2  # two megabytes that only who delivers needs
+
         self._url = url
         self._host = httpx2.URL(url).host
         self._headers = {name: value.reveal() for name, value in headers.items()}
@@ -45,6 +45,8 @@ class Delivery:
 
     async def send(self, body: bytes, headers: Mapping[str, str]) -> None:
         """Raises `DeliveryError`."""
+        import httpx2
+
         why = ""
         for number in range(self._attempts):
             pause = self._pause_s * 2**number * (0.5 + self._draw())
