@@ -69,6 +69,8 @@ from sidecar.middleware.translate import FetchMedia, TranslateMiddleware
 from sidecar.middleware.upstream import UpstreamProxy
 from sidecar.pauses import SharedPauses
 from sidecar.places import DeploymentPlaces
+from sidecar.records import Records
+from sidecar.records_shared import SharedRecords
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.plan import Policy
 from sidecar.routing.router import Router
@@ -83,10 +85,6 @@ from sidecar.waiting import WaitingRoom
 if TYPE_CHECKING:
     from sidecar.idempotency.redis import RedisAnswers
     from sidecar.translate.provider import Media
-    
-if TYPE_CHECKING:
-    from sidecar.idempotency.redis import RedisAnswers
-    from sidecar.translate.provider import Media
     from sidecar.upstream.media import MediaFetcher
 
 LEASE_S = 10.0
@@ -98,6 +96,7 @@ def build_stack(
     *,
     metrics: Metrics,
     access_log: AccessLog | None,
+    records: Records | None,
     keys: KeyLookup | None,
     callers: Callers | None,
     end_user_header: str | None,
@@ -132,7 +131,7 @@ def build_stack(
             end_user_header=end_user_header,
             access_groups=catalog.access_groups,
         )
-    return ObserveMiddleware(app, metrics=metrics, access_log=access_log)
+    return ObserveMiddleware(app, metrics=metrics, access_log=access_log, records=records)
 
 
 def build_app(
@@ -207,9 +206,12 @@ def build_app(
     router = build_router(config)
     media = _Media(config.upstream.media_networks) if config.upstream.fetch_media else None
     answers = _answers(config, redis_url)
+    records = Records(keep=config.log.exchanges, paused=router.health.cooling, strategy=router.strategy_of)
+    shared_records = SharedRecords(_redis(redis_url), records) if redis_url is not None else None
     stack = build_stack(
         metrics=metrics,
         access_log=_access_log if config.log.access else None,
+        records=records if config.log.exchanges and keys is not None else None,
         keys=credentials,
         callers=callers,
         end_user_header=end_user_header,
@@ -230,9 +232,7 @@ def build_app(
     routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]
     routes.append(
         transform_route(
-            Explainer(
-                catalog, router, policy=policy, retries=config.routing.retries, fetches_media=media is not None
-            ),
+            Explainer(catalog, router, policy=policy, retries=config.routing.retries, fetches_media=media is not None),
             keys=credentials,
             callers=callers,
             end_user_header=end_user_header,
@@ -263,6 +263,7 @@ def build_app(
             ledger=ledger,
             models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=time.time),
             unknown=jobs.unknown,
+            exchanges=shared_records.find if shared_records is not None else records.found,
             admission=admission,
             tell=feed.poll,
             clock=time.time,
@@ -285,7 +286,7 @@ def build_app(
         await live.reload()
 
     parts = (database, transport, media, admission, recorder, ticker, live, feed, keys, callers, subjects, cache)
-    closers = [part.aclose for part in (*parts, answers, pauses, jobs) if part is not None]
+    closers = [part.aclose for part in (*parts, answers, pauses, shared_records, jobs) if part is not None]
     return Gateway(
         stack,
         routes,
@@ -293,6 +294,7 @@ def build_app(
         starters=[
             *(open_database, recorder.start, ticker.start, feed.start, jobs.start),
             *([pauses.start] if pauses is not None else []),
+            *([shared_records.start] if shared_records is not None else []),
             *([_tune_process] if owns_process else []),
         ],
         closers=closers,
@@ -399,12 +401,16 @@ def _transport(config: Config) -> Transport:
     return HttptoolsTransport(**options)
 
 
-def _shared_cache(url: str) -> RedisSharedCache:
+def _redis(url: str) -> Any:
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    return RedisSharedCache(Redis.from_url(url, retry=Retry(NoBackoff(), 0)), clock=time.time)
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 0))
+
+
+def _shared_cache(url: str) -> RedisSharedCache:
+    return RedisSharedCache(_redis(url), clock=time.time)
 
 
 def _answers(config: Config, redis_url: str | None) -> MemoryAnswers | RedisAnswers | None:
@@ -425,11 +431,7 @@ def _answers(config: Config, redis_url: str | None) -> MemoryAnswers | RedisAnsw
 
 
 def _pauses(url: str, router: Router, catalog: Catalog) -> SharedPauses:
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    client = Redis.from_url(url, retry=Retry(NoBackoff(), 0))
+    client = _redis(url)
     ids = lambda: (d.deployment_id for d in catalog.deployments)  # noqa: E731
     return SharedPauses(client, router.health, ids=ids, clock=time.time)
 

@@ -144,7 +144,7 @@ except Exception as error:
     assert "schema" in str(error), error  # nobody has migrated it: what it loads until then is what counts
 print(sorted({m.split(".")[0] for m in sys.modules} & set(sys.argv[1:])))
 """
-    heavy = ["redis", "asyncpg", "alembic", "httpx2", "httpcore2", "genai_prices", "typer", "rich", "cryptography", "h2"]
+    heavy = ["redis", "asyncpg", "alembic", "httpx2", "httpcore2", "genai_prices", "typer", "cryptography", "h2"]
     run = subprocess.run(
         [sys.executable, "-c", code, *heavy], capture_output=True, text=True, cwd=tmp_path, env={"HOME": str(tmp_path)}
     )
