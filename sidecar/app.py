@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,7 @@ from sidecar.middleware.idempotency import AnswerStore, IdempotencyMiddleware
 from sidecar.middleware.observe import AccessLog, ObserveMiddleware
 from sidecar.middleware.rate_limit import RateLimitMiddleware
 from sidecar.middleware.route import RouteMiddleware
+from sidecar.middleware.shed import LoopLag, ShedMiddleware
 from sidecar.middleware.spend import SpendMiddleware
 from sidecar.middleware.translate import FetchMedia, TranslateMiddleware
 from sidecar.middleware.upstream import UpstreamProxy
@@ -110,6 +111,7 @@ def build_stack(
     routing: Policy,
     places: DeploymentPlaces,
     room: WaitingRoom | None,
+    shed: Callable[[ASGIApp], ShedMiddleware] | None,
     transport: Transport,
     heartbeat: Heartbeat,
     fetch_media: FetchMedia | None,
@@ -131,6 +133,8 @@ def build_stack(
             end_user_header=end_user_header,
             access_groups=catalog.access_groups,
         )
+    if shed is not None:
+        app = shed(app)
     return ObserveMiddleware(app, metrics=metrics, access_log=access_log, records=records)
 
 
@@ -208,6 +212,15 @@ def build_app(
     answers = _answers(config, redis_url)
     records = Records(keep=config.log.exchanges, paused=router.health.cooling, strategy=router.strategy_of)
     shared_records = SharedRecords(_redis(redis_url), records) if redis_url is not None else None
+    room = build_room(config)
+    lag = LoopLag()
+    shed = _shed(config, lag, metrics)
+    metrics.load.paused = lambda: router.health.cooling(time.time())
+    metrics.load.hedges = router.hedges.counts
+    metrics.load.lag_s = lag.worst_s
+    if room is not None:
+        metrics.load.waiting = lambda: room.lines.count
+        metrics.load.waits = lambda: room.results
     stack = build_stack(
         metrics=metrics,
         access_log=_access_log if config.log.access else None,
@@ -224,7 +237,8 @@ def build_app(
         router=router,
         routing=build_policy(config),
         places=DeploymentPlaces(admission),
-        room=build_room(config),
+        room=room,
+        shed=shed,
         transport=transport,
         heartbeat=Heartbeat(config.server.heartbeat_s, is_early=config.server.heartbeat_early),
         fetch_media=media.fetch if media is not None else None,
@@ -285,14 +299,14 @@ def build_app(
             )
         await live.reload()
 
-    parts = (database, transport, media, admission, recorder, ticker, live, feed, keys, callers, subjects, cache)
+    parts = (database, transport, media, admission, recorder, ticker, lag, live, feed, keys, callers, subjects, cache)
     closers = [part.aclose for part in (*parts, answers, pauses, shared_records, jobs) if part is not None]
     return Gateway(
         stack,
         routes,
         render_metrics=metrics.render,
         starters=[
-            *(open_database, recorder.start, ticker.start, feed.start, jobs.start),
+            *(open_database, recorder.start, ticker.start, lag.start, feed.start, jobs.start),
             *([pauses.start] if pauses is not None else []),
             *([shared_records.start] if shared_records is not None else []),
             *([_tune_process] if owns_process else []),
@@ -352,6 +366,19 @@ class _Media:
     async def aclose(self) -> None:
         if self._fetcher is not None:
             await self._fetcher.aclose()
+
+
+def _shed(config: Config, lag: LoopLag, metrics: Metrics) -> Callable[[ASGIApp], ShedMiddleware] | None:
+    server = config.server
+    if server.max_in_flight is None and server.max_lag_s is None:
+        return None
+
+    def wrap(app: ASGIApp) -> ShedMiddleware:
+        made = ShedMiddleware(app, max_in_flight=server.max_in_flight, max_lag_s=server.max_lag_s, lag=lag)
+        metrics.load.shed = lambda: made.shed
+        return made
+
+    return wrap
 
 
 class _Models:

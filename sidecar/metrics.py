@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -57,6 +57,7 @@ class Metrics:
             "sidecar_sink_dropped_total", "Spend records a sink did not get.", ("sink",), registry=registry
         )
         self.jobs = JobMetrics(registry)
+        self.load = LoadMetrics(registry)
         self.dropped_by_sink: Callable[[], Mapping[str, int]] = dict
         """Set by whoever has sinks: how many records each did not get so far."""
         self._seen_dropped: dict[str, int] = {}
@@ -112,6 +113,7 @@ class Metrics:
             self._dropped.labels(sink).inc(dropped - self._seen_dropped.get(sink, 0))
             self._seen_dropped[sink] = dropped
         self._in_flight.set(self.in_flight)
+        self.load.drain()
 
     def render(self) -> bytes:
         self.drain()
@@ -163,6 +165,73 @@ class JobMetrics:
     def lost_lead(self) -> None:
         """Another process counts now."""
         self._overdue.set(0)
+
+
+class LoadMetrics:
+    """Of routing and load. Whoever knows them sets the functions; `drain` asks."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._paused = Gauge(
+            "sidecar_deployment_paused",
+            "1 while a deployment pauses, or is on trial after a pause.",
+            ("deployment",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._hedges = Counter(
+            "sidecar_hedges_total", "Second attempts beside one that was slow.", ("group",), registry=registry
+        )
+        self._hedges_won = Counter(
+            "sidecar_hedges_won_total", "Those of them that answered.", ("group",), registry=registry
+        )
+        self._waiting = Gauge(
+            "sidecar_queue_waiting", "Requests waiting for a limit.", registry=registry, multiprocess_mode="livesum"
+        )
+        self._waits = Counter(
+            "sidecar_queue_total", "Requests that had to wait for a limit, by result.", ("result",), registry=registry
+        )
+        self._shed = Counter(
+            "sidecar_shed_total",
+            "Requests refused because the process had too much to do.",
+            ("reason",),
+            registry=registry,
+        )
+        self._lag = Gauge(
+            "sidecar_event_loop_lag_seconds",
+            "The longest the event loop was late in the last seconds.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.paused: Callable[[], Iterable[str]] = tuple
+        self.hedges: Callable[[], Mapping[str, tuple[int, int]]] = dict
+        self.waiting: Callable[[], int] = int
+        self.waits: Callable[[], Mapping[str, int]] = dict
+        self.shed: Callable[[], Mapping[str, int]] = dict
+        self.lag_s: Callable[[], float] = float
+        self._seen_paused: set[str] = set()
+        self._seen: dict[tuple[str, ...], int] = {}
+
+    def drain(self) -> None:
+        paused = set(self.paused())
+        self._seen_paused |= paused
+        for name in self._seen_paused:
+            self._paused.labels(name).set(name in paused)
+        for group, (begun, won) in self.hedges().items():
+            self._count(self._hedges, (group,), begun)
+            self._count(self._hedges_won, (group,), won)
+        self._waiting.set(self.waiting())
+        for result, count in self.waits().items():
+            self._count(self._waits, (result,), count)
+        for reason, count in self.shed().items():
+            self._count(self._shed, (reason,), count)
+        self._lag.set(self.lag_s())
+
+    def _count(self, counter: Counter, labels: tuple[str, ...], total: int) -> None:
+        key = (counter._name, *labels)
+        more = total - self._seen.get(key, 0)
+        if more > 0:
+            counter.labels(*labels).inc(more)
+            self._seen[key] = total
 
 
 def _observe(histogram: Any, found: list[float]) -> None:

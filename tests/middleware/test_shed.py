@@ -1,0 +1,101 @@
+"""Load shedding: by requests in flight and by the loop's lag; what runs goes on, and it ends when the load does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.middleware.shed import LoopLag, ShedMiddleware
+from tests.asgi import call
+from tests.faults.provider import Fault, FaultProvider
+from tests.middleware.stack import BODY, Speaker
+from tests.promises.support import body, eventually, served
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_above_the_bound_new_requests_are_refused_and_the_others_go_on() -> None:
+    gap = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await gap.wait()
+        await Speaker()(scope, receive, send)
+
+    app = ShedMiddleware(slow, max_in_flight=3)
+    running = [asyncio.create_task(call(app, BODY)) for _ in range(3)]
+    await eventually(lambda: app.in_flight == 3)
+    refused = await call(app, BODY)
+    assert (refused.status, refused.error["code"]) == (503, "overloaded")
+    assert 1 <= int(refused.headers["retry-after"]) <= 3
+    assert refused.error["message"].startswith("The gateway refused")
+    gap.set()
+    assert {(await task).status for task in running} == {200}
+    assert (await call(app, BODY)).status == 200
+    assert (app.in_flight, app.shed) == (0, {"in_flight": 1, "lag": 0})
+
+
+async def test_one_that_fails_or_is_cancelled_is_no_longer_in_flight() -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("no")
+
+    async def hangs(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(60)
+
+    for inner, error in ((fails, RuntimeError), (hangs, asyncio.CancelledError)):
+        app = ShedMiddleware(inner, max_in_flight=1)
+        task = asyncio.create_task(call(app, BODY))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(error):
+            await task
+        assert app.in_flight == 0
+
+
+async def test_a_loop_that_goes_on_lagging_sheds_until_it_does_not() -> None:
+    lag = LoopLag(every_s=0.01)
+    app = ShedMiddleware(Speaker(), max_lag_s=0.05, lag=lag)
+    await lag.start()
+    try:
+        await asyncio.sleep(0.05)
+        time.sleep(0.2)  # noqa: ASYNC251 - one long step
+        await asyncio.sleep(0)
+        assert (await call(app, BODY)).status == 200, "one is no overload"
+        assert lag.worst_s() >= 0.15
+        for _ in range(5):
+            time.sleep(0.2)  # noqa: ASYNC251 - the loop is busy
+            await asyncio.sleep(0.001)
+        assert lag.lag_s > 0.05
+        assert (await call(app, BODY)).error["code"] == "overloaded"
+        await eventually(lambda: lag.lag_s <= 0.05, 20)
+        assert (await call(app, BODY)).status == 200
+    finally:
+        await lag.aclose()
+
+
+async def test_without_bounds_nothing_is_refused_and_other_paths_never_are() -> None:
+    assert (await call(ShedMiddleware(Speaker()), BODY)).status == 200
+    closed = ShedMiddleware(Speaker(), max_in_flight=0)
+    assert (await call(closed, BODY)).status == 503
+    assert (await call(closed, BODY, path="/v1/other")).status == 200
+
+
+async def test_a_gateway_with_a_bound(tmp_path: Path, faults: FaultProvider) -> None:
+    async with served(tmp_path, faults.base_url, top={"server": {"max_in_flight": 1, "max_lag_s": 30}}) as running:
+        key = await running.mint()
+        faults.script(Fault("held", after=2))
+        held = asyncio.create_task(running.chat(key, body(stream=True)))
+        await eventually(lambda: len(faults.requests) == 1)
+        refused = await running.chat("sk-nobody", body())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded"), (
+            "before any key is looked up"
+        )
+        assert (await running.admin("/key/list"))["keys"], "the admin API still answers"
+        faults.release()
+        assert (await held).status_code == 200
+        text = (await running.http.get(running.url + "/metrics")).text
+        assert 'sidecar_shed_total{reason="in_flight"} 1.0' in text
+        assert "sidecar_event_loop_lag_seconds" in text
