@@ -117,11 +117,11 @@ async def measure(url: str, count: int, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"journal_us_per_request": round(await journal_us(folder), 1)}
     made = list(records(count, 60))
     rows = [row_of(record) for record in made]
-    speed, ours, theirs = await flushed(ledger, rows, 4000)
+    speed, ours, theirs = await flushed(ledger, rows, 3000)
     result |= {"rows": count, "flushed_rows_per_s": round(speed), "flusher_us_per_row": round(ours, 1)}
     result |= {"server_us_per_row": round(theirs, 1), "flushed_rows_per_core_s": round(1e6 / (ours + theirs))}
     assert await ledger.sum_all() == sum(record.cost_nano for record in made)
-    speed, _, _ = await flushed(ledger, rows[: count // 4], 4000)
+    speed, _, _ = await flushed(ledger, rows[: count // 4], 3000)
     result["repeated_rows_per_s"] = round(speed)
     async with ledger.connection() as connection:
         await connection.exec_driver_sql("ANALYZE")

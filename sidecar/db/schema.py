@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration: what `Database.schema_is_current` compares with."""
 
 metadata = sa.MetaData()
@@ -142,6 +142,12 @@ TOKEN_CLASSES = (
 # Bytewise order, so that the time order of UUIDv7 text holds on every server and partition bounds mean what they say.
 ordered_text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
+
+def _rows_of(name: str) -> sa.Index:
+    where = sa.text(f"{name} IS NOT NULL")
+    return sa.Index(f"ix_spend_{name}_at", name, "at", postgresql_where=where, sqlite_where=where)
+
+
 spend = sa.Table(
     "spend",
     metadata,
@@ -174,6 +180,7 @@ spend = sa.Table(
     sa.Index("ix_spend_key_hash_at", "key_hash", "at"),
     sa.Index("ix_spend_at", "at"),
     sa.Index("ix_spend_request_id", "request_id"),
+    *(_rows_of(name) for name in ("user_id", "team_id", "end_user_id")),
     postgresql_partition_by="RANGE (exchange_id)",
 )
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from sidecar.db import Database
 
-BATCH_ROWS = 1000
+BATCH_ROWS = {"sqlite": 1000, "postgresql": 3000}
+"""Of a transaction. Larger ones add more rows to a total at once, but keep others waiting: SQLite has one writer."""
 MAX_PAGE = 1000
 
 _INPUT = ("input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input")
@@ -86,8 +87,9 @@ class Ledger:
         stay as they are. Returns what the database refused to hold (normally nothing). Raises `UnavailableError`; then
         any part may be inserted."""
         refused: list[Row] = []
-        for start in range(0, len(rows), BATCH_ROWS):
-            refused += await self._insert(rows[start : start + BATCH_ROWS])
+        size = BATCH_ROWS[self.database.dialect]
+        for start in range(0, len(rows), size):
+            refused += await self._insert(rows[start : start + size])
         return refused
 
     async def _insert(self, rows: Sequence[Row]) -> list[Row]:
@@ -141,11 +143,33 @@ class Ledger:
             where.append(self._has_tag(stored_text(tag)))
         if cursor is not None:
             where.append(sa.tuple_(*order) < sa.tuple_(*_read_cursor(cursor)))
-        query = sa.select(spend).where(*where).order_by(*(column.desc() for column in order)).limit(limit + 1)
+        named = {"organization": organization_id, "tag": tag, "group": group}
         async with self.connection() as connection:
+            if model is not None or provider is not None or any(named.values()):
+                days = await self._days(connection, named, model, provider)
+                if days is None:
+                    return LogPage([], None)
+                where += [spend.c.at >= days[0], spend.c.at < days[1] + DAY]
+            query = sa.select(spend).where(*where).order_by(*(column.desc() for column in order)).limit(limit + 1)
             found = (await connection.execute(query)).mappings().all()
         records = [record_of_columns(row) for row in found[:limit]]
         return LogPage(records, _write_cursor(found[limit - 1]) if len(found) > limit else None)
+
+    async def _days(
+        self, connection: AsyncConnection, named: Mapping[str, str | None], model: str | None, provider: str | None
+    ) -> tuple[int, int] | None:
+        """The first and the last day that has such rows, by the totals: names that are seldom or wrong cost no
+        reading of all rows. `None`: no day has."""
+        import sqlalchemy as sa
+
+        from sidecar.db.schema import spend_daily as daily
+
+        dimension, name = next(((kind, value) for kind, value in named.items() if value is not None), ("all", ""))
+        equal = {"dimension": dimension, "name": name, "model": model, "provider": provider}
+        where = [daily.c[column] == stored_text(value) for column, value in equal.items() if value is not None]
+        query = sa.select(sa.func.min(daily.c.day_at), sa.func.max(daily.c.day_at)).where(*where)
+        first, last = (await connection.execute(query)).one()
+        return None if first is None else (int(first), int(last))
 
     def _has_tag(self, name: str) -> sa.ColumnElement[bool]:
         """Most rows are told apart as text; what looks like the tag there may be a piece of another one."""

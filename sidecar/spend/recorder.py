@@ -24,7 +24,8 @@ from sidecar.spend.segments import Adopted, SegmentReader
 from sidecar.spend.sinks.base import QUEUE_RECORDS, Outlet, Sink
 from sidecar.types import SpendRecord, Usage
 
-SHIP_ROWS = 1000
+SHIP_ROWS = 3000
+READ_ROWS = 500
 INSERT_TIMEOUT_S = 60.0
 MAX_BACKOFF_S = 30.0
 MAINTAIN_EVERY_S = 6 * 3600.0
@@ -215,8 +216,7 @@ class Recorder:
 
     async def _ship_segment(self, path: Path) -> None:
         reader = SegmentReader(track_intents=False)
-        for batch in reader.batches(path, SHIP_ROWS):
-            await self._insert(batch)
+        await self._ship(reader, path)
         _keep_if_damaged(path, reader)
         self._journal.drop(path)
 
@@ -236,8 +236,7 @@ class Recorder:
         reader = SegmentReader(track_intents=True)
         for path in adopted.paths:
             damaged = reader.damaged
-            for batch in reader.batches(path, SHIP_ROWS):
-                await self._insert(batch)
+            await self._ship(reader, path)
             if reader.damaged > damaged:
                 _keep_if_damaged(path, reader)
         intents = [
@@ -247,6 +246,18 @@ class Recorder:
         for start in range(0, len(intents), SHIP_ROWS):
             await self._insert([row_of(intent) for intent in intents[start : start + SHIP_ROWS]])
         return intents
+
+    async def _ship(self, reader: SegmentReader, path: Path) -> None:
+        rows: list[Row] = []
+        for batch in reader.batches(path, READ_ROWS):
+            rows += batch
+            if len(rows) >= SHIP_ROWS:
+                await self._insert(rows)
+                rows = []
+            else:
+                await asyncio.sleep(0)  # requests go first
+        if rows:
+            await self._insert(rows)
 
     async def _settle_dead(self, adopted: Adopted, intents: list[SpendRecord]) -> bool:
         """The dead process's exchanges stand in the counters at what their rows say, not at their holds. False if the

@@ -163,3 +163,19 @@ async def test_rows_land_in_the_partition_of_their_month(postgres_url: str) -> N
         found = await connection.exec_driver_sql("SELECT tableoid::regclass::text FROM spend ORDER BY 1")
         assert found.scalars().all() == ["spend_202701", "spend_default"]
     await database.aclose()
+
+
+async def test_names_that_no_row_has_cost_no_reading_of_rows(ledger: Ledger) -> None:
+    """The totals know the days on which a name occurs; one that does not is not looked for among the rows."""
+    old, new = row(0, group="gpt", tags=("x",)), row(1, at=1_900_000_000.0, group="o3", organization_id="acme")
+    await ledger.insert([old, new])
+    for filters, found in (
+        ({"group": "gpt"}, [old]), ({"group": "o3", "tag": "x"}, []), ({"organization_id": "acme"}, [new]),
+        ({"tag": "x", "model": old.model}, [old]), ({"model": "nobody"}, []), ({"provider": "nobody"}, []),
+        ({"group": "gpt", "since_at": 1_850_000_000.0}, []), ({"tag": "X"}, []),
+    ):  # fmt: skip
+        page = await ledger.logs(**filters)  # type: ignore[arg-type]
+        assert [record.exchange_id for record in page.records] == [record.exchange_id for record in found], filters
+    async with ledger.database.engine.begin() as connection:
+        await connection.exec_driver_sql("DROP TABLE spend")
+    assert (await ledger.logs(model="nobody")).records == []
