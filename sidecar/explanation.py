@@ -7,15 +7,15 @@ would stand.
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
-import msgspec
-
-from sidecar.admit import AdmissionPolicy, price_of
+from sidecar.admit import price_of
 from sidecar.errors import BadRequestError, BudgetExceededError, NotFoundError, RefusedError
 from sidecar.routing.affinity import prefix_of
 from sidecar.routing.candidates import Candidates
@@ -28,16 +28,33 @@ from sidecar.translate.losses import Loss, told
 from sidecar.translate.provider import Call, Media, Provider, UpstreamRequest
 from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment, Headers, Identity
-from sidecar.upstream.auth import static_headers
+from sidecar.upstream.auth import auth_of, static_headers
 from sidecar.upstream.base import FixedHeaders, HttpRequest, head_bytes
 
 MASK = "***"
+SHORTEST_SECRET = 8
+_SECRET_NAME = re.compile(
+    r"^(api|access|secret|private)?_?key$|token$|secret|passw|credential|authorization", re.IGNORECASE
+)
 _MADE_WHEN_SENT = {
     "aws": "AWS signature, made when sent",
     "google": "Google's token, asked for when sent",
     "azure": "Entra's token, asked for when sent",
     "databricks": "Databricks' token, asked for when sent",
 }
+
+
+class OutputRules(Protocol):
+    """How outputs are capped; an `AdmissionPolicy` is one."""
+
+    @property
+    def parts(self) -> Collection[str]: ...
+    @property
+    def has_global_budget(self) -> bool: ...
+    @property
+    def no_max_tokens(self) -> str: ...
+    @property
+    def default_output_tokens(self) -> int: ...
 
 
 class Explainer:
@@ -49,7 +66,7 @@ class Explainer:
         catalog: Catalog,
         router: Router,
         *,
-        policy: AdmissionPolicy | None = None,
+        policy: OutputRules | None = None,
         retries: int = 2,
         fetches_media: bool = True,
         clock: Callable[[], float] = time.time,
@@ -194,7 +211,7 @@ class Explainer:
                 "method": "POST",
                 "url": _url(deployment, provider, request, shows_place=shows_places),
                 "headers": _headers(deployment, provider, request, is_stream=call.is_stream),
-                "body": msgspec.json.decode(request.body),
+                "body": _body(deployment, payload, request),
             },
             "losses": [asdict(loss) for loss in losses],
         }
@@ -211,11 +228,30 @@ def _url(deployment: Deployment, provider: Provider, request: UpstreamRequest, *
     return base + request.path + (f"?{request.query}" if request.query else "")
 
 
+def _body(deployment: Deployment, payload: Mapping[str, Any], request: UpstreamRequest) -> Any:
+    """Without the deployment's credentials, and without what its `params` call one."""
+    text = request.body.decode("utf-8", "replace")
+    for secret in (deployment.api_key, *deployment.credentials.values()):
+        if secret and len(secret.reveal()) >= SHORTEST_SECRET:
+            text = text.replace(json.dumps(secret.reveal())[1:-1], MASK)
+    body = json.loads(text)
+    own = deployment.params.keys() - payload.keys()
+    return {name: _masked(value, name) if name in own else value for name, value in body.items()}
+
+
+def _masked(value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        return {inner: _masked(found, inner) for inner, found in value.items()}
+    if isinstance(value, list):
+        return [_masked(found, name) for found in value]
+    return MASK if isinstance(value, str) and _SECRET_NAME.search(name) else value
+
+
 def _headers(
     deployment: Deployment, provider: Provider, request: UpstreamRequest, *, is_stream: bool
 ) -> dict[str, str]:
     """As they go out, in order; whatever the operator gave is masked, for most of it is secret."""
-    given: Headers = [*deployment.headers, *static_headers(provider.auth, deployment.api_key)]
+    given: Headers = [*deployment.headers, *static_headers(auth_of(deployment, provider), deployment.api_key)]
     masked = {name.lower(): MASK for name, _ in given}
     head = head_bytes(
         HttpRequest(
@@ -230,6 +266,6 @@ def _headers(
             shown[name.lower()] = MASK if name.lower().encode() in masked else value
     if not deployment.api_key and provider.keyless:
         shown["authorization"] = f"{MASK} ({_MADE_WHEN_SENT[provider.keyless]})"
-    elif deployment.api_key and provider.auth == "ibm":
+    elif deployment.api_key and auth_of(deployment, provider) == "ibm":
         shown["authorization"] = f"{MASK} (IBM's token, asked for when sent)"
     return shown

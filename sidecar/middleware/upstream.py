@@ -26,7 +26,7 @@ from sidecar.exchange import Attempt, Exchange, attempt_in
 from sidecar.heartbeat import Heartbeat
 from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment, Headers
-from sidecar.upstream.auth import make_authorizer, static_headers
+from sidecar.upstream.auth import auth_of, make_authorizer, static_headers
 from sidecar.upstream.base import FixedHeaders, HttpAnswer, HttpRequest, Transport, named_by_connection
 
 TURN_BYTES = 8_192
@@ -96,7 +96,8 @@ class _Target:
         self.port = url.port or (443 if url.scheme == "https" else 80)
         self.prefix = url.path.rstrip("/").encode("ascii")
         provider = get_provider(deployment.provider)
-        self.fixed = FixedHeaders([*deployment.headers, *static_headers(provider.auth, deployment.api_key)])
+        key = static_headers(auth_of(deployment, provider), deployment.api_key)
+        self.fixed = FixedHeaders([*deployment.headers, *key])
         self.authorizer = make_authorizer(deployment, provider)
 
 

@@ -102,7 +102,8 @@ async def test_each_field_reaches_the_provider_or_is_refused_by_name(
                 continue
             outcomes["reached"].append(field)
             if field == "model":
-                assert got["model"] == model_of(name) if "model" in got else model_of(name) in unquote(got[""])
+                said = got.get("model", got.get("model_id"))
+                assert said == model_of(name) if said is not None else model_of(name) in unquote(got[""])
             elif field == "stream_options":
                 # What it asks for shows in the answer; the provider is asked anyway, or tells without being asked.
                 assert name in TELLS_UNASKED or '"prompt_tokens":11' in answer.text.replace(" ", ""), label

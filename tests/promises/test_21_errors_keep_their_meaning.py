@@ -48,7 +48,8 @@ def family_of(name: str) -> str | None:
 
 
 def speaks_openai(name: str) -> bool:
-    return any(base.__name__ == "OpenAIDialect" for base in type(PROVIDERS[name]).__mro__)
+    provider = PROVIDERS[name]
+    return provider.is_same_dialect and any(base.__name__ == "OpenAIDialect" for base in type(provider).__mro__)
 
 
 def cases_of(name: str) -> list[tuple[Case, Said]]:

@@ -20,7 +20,7 @@ from sidecar.translate.framing import Event
 from sidecar.translate.provider import Auth, Call, Head, StreamTranslator, UpstreamRequest
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.providers.openai import wants_usage
-from sidecar.translate.providers.reshaped import ReshapedDialect, ReshapedStream
+from sidecar.translate.providers.reshaped import ReshapedDialect, ReshapedStream, choices_of
 
 VERSION = "2024-10-08"
 """Of the API, where the deployment has no `api_version`."""
@@ -72,6 +72,7 @@ class Watsonx(ReshapedDialect):
     api_key_env = "WATSONX_API_KEY"
     docs_url = "https://cloud.ibm.com/apidocs/watsonx-ai#text-chat"
     passes_unknown = False
+    is_same_dialect = False
     forces_usage = False
     takes_both_caps = True
     params: Mapping[str, str] = {
@@ -132,7 +133,12 @@ class Watsonx(ReshapedDialect):
         answer.setdefault("object", "chat.completion.chunk" if is_chunk else "chat.completion")
         answer.setdefault("created", int(call.now))
         answer.setdefault("model", model or call.model)
-        for choice in answer.get("choices") or ():
+        for choice, message in choices_of(answer, is_chunk):
+            if message.get("content") == "":
+                if is_chunk and "role" not in message:
+                    del message["content"]  # text of a turn that may hold tool calls alone
+                elif message.get("tool_calls"):
+                    message["content"] = None
             reason = choice.get("finish_reason")
             if reason == "error":
                 raise self.stated(call, {"message": "the model broke off"})
@@ -198,32 +204,36 @@ def _name(tool: Any) -> Any:
 
 
 class WatsonxStream(ReshapedStream):
-    """Ends without a word: it is whole when the body ends after every choice has its finish reason."""
+    """Ends without a word: it is whole when the body ends after every choice has its finish reason. So the last of
+    these and what follows it are written then."""
 
-    __slots__ = ("_finished", "_seen", "_watsonx")
+    __slots__ = ("_finished", "_held", "_seen", "_watsonx")
 
     def __init__(self, provider: Watsonx, call: Call, is_usage_hidden: bool) -> None:
         super().__init__(provider, call, is_usage_hidden)
         self._watsonx = provider
         self._seen: set[int] = set()
         self._finished: set[int] = set()
+        self._held = b""
 
     def on_event(self, event: Event) -> bytes:
         name, data, _ = event
         if name == b"error" and data is not None:
             raise self._watsonx.stated(self._call, msgspec.json.decode(data))
-        if data is None:
+        if data is None or data == b"[DONE]":
             return b""  # its ids and pings mean nothing to OpenAI's clients
-        for choice in _decode_choices(data).choices if data[:1] == b"{" else ():
+        out = super().on_event((b"", data, b"data: %s\n\n" % data))
+        for choice in _decode_choices(data).choices:
             self._seen.add(choice.index)
             if choice.finish_reason:
                 self._finished.add(choice.index)
-        return super().on_event((b"", data, b"data: %s\n\n" % data))
+        if not self.is_whole():
+            return out
+        self._held += out
+        return b""
 
     def is_whole(self) -> bool:
-        return self.is_complete or (bool(self._seen) and self._seen == self._finished)
+        return bool(self._seen) and self._seen == self._finished
 
-    def end(self) -> bytes:
-        was_told = self.is_complete
-        out = super().end()
-        return out if was_told else out + b"data: [DONE]\n\n"
+    def on_end(self) -> bytes:
+        return self._held + b"data: [DONE]\n\n"

@@ -6,11 +6,22 @@ google-auth, azure-identity: the extras `aws`, `google`, `azure`), in a thread, 
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from sidecar.translate.provider import Provider
 from sidecar.types import Deployment, Headers, Secret
 from sidecar.upstream.auth.base import Authorizer
 
-__all__ = ["Authorizer", "make_authorizer", "static_headers"]
+__all__ = ["Authorizer", "auth_of", "make_authorizer", "static_headers"]
+
+
+def auth_of(deployment: Deployment, provider: Provider) -> str:
+    """How the key travels. IBM Cloud's is exchanged for a token at IBM Cloud alone; elsewhere (Cloud Pak for Data, a
+    server of one's own) it is a token already, and no business of IBM's."""
+    if provider.auth != "ibm":
+        return provider.auth
+    host = (urlsplit(deployment.base_url).hostname or "").lower()
+    return "ibm" if host.endswith(".ibm.com") else "bearer"
 
 
 def static_headers(auth: str, key: Secret | None) -> Headers:
@@ -27,7 +38,7 @@ def make_authorizer(deployment: Deployment, provider: Provider) -> Authorizer | 
     """`None`: the deployment's own key, or nothing, is all there is. Imports the vendor's library at the first request
     that needs it."""
     if deployment.api_key:
-        if provider.auth == "ibm":
+        if auth_of(deployment, provider) == "ibm":
             from sidecar.upstream.auth.oauth import ibm
 
             return ibm(deployment)

@@ -32,10 +32,11 @@ DIALECTS: Mapping[str, Dialect] = {
     "vertex": VertexContents(),
     "cohere": CohereChat(),
     "ollama": OllamaChat(),
+    "watsonx": WatsonxChat(),
 }
 """Of the providers that do not speak OpenAI's dialect, or frame it otherwise, by name."""
 
-OPENAI_LIKE: Mapping[str, Dialect] = {"mistral": MistralChat(), "watsonx": WatsonxChat()}
+OPENAI_LIKE: Mapping[str, Dialect] = {"mistral": MistralChat()}
 """Of those that do, but whose own schema is held to besides."""
 
 

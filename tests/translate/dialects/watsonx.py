@@ -1,4 +1,4 @@
-"""watsonx.ai's text chat as its SDK's types list it; answered by the product's simulator, in IBM's names.
+"""watsonx.ai's text chat, held to what its SDK's types list.
 
 https://cloud.ibm.com/apidocs/watsonx-ai#text-chat
 """
@@ -6,15 +6,14 @@ https://cloud.ibm.com/apidocs/watsonx-ai#text-chat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictInt, StrictStr, model_validator
 
 from sidecar.translate import UpstreamRequest
-from sidecar.translate.simulate import simulate
-from tests.translate.dialects.base import json_of
-from tests.translate.dialects.openai import OpenAIChat
+from sidecar.translate.simulate import Plan
+from tests.translate.dialects.base import Dialect, json_of
 
 
 class _Closed(BaseModel):
@@ -70,27 +69,18 @@ def assert_watsonx_takes(body: Mapping[str, Any]) -> None:
     ChatRequest.model_validate(body)
 
 
-def _in_ibms_words(piece: bytes, number: int) -> bytes:
-    """One event, or a whole answer, under IBM's names."""
-    if not piece.startswith(b"data: "):
-        answer = json.loads(piece)
-        answer["model_id"] = answer.pop("model")
-        return json.dumps(answer).encode()
-    chunk = json.loads(piece[6:])
-    if "error" in chunk:
-        errors = [{"code": "downstream_request_failed", "message": "the model broke off"}]
-        told = {"errors": errors, "trace": "t", "status_code": 500}
-        return b"event: error\ndata: " + json.dumps(told).encode() + b"\n\n"
-    chunk["model_id"] = chunk.pop("model")
-    del chunk["object"]
-    return f"id: {number}\nevent: message\n".encode() + b"data: " + json.dumps(chunk).encode() + b"\n\n"
+BASE = {"id": "chat-sim", "model_id": "ibm/sim", "created": 1, "created_at": "2026-01-01T00:00:00Z"}
 
 
-class WatsonxChat(OpenAIChat):
+def _event(number: int, choices: list[dict[str, Any]], **fields: Any) -> bytes:
+    data = json.dumps({**BASE, "choices": choices, **fields})
+    return f"id: {number}\nevent: message\ndata: {data}\n\n".encode()
+
+
+class WatsonxChat(Dialect):
+    model: ClassVar[str] = "ibm/granite-4-h-small"
     options: ClassVar[Mapping[str, str]] = {"project": "p-1"}
-    base_path: ClassVar[str] = ""
-    end_mark = b""
-    empty_streams = (*OpenAIChat.empty_streams, b"")
+    empty_streams = (*Dialect.empty_streams, b"")
     scraps = (
         b'event: error\ndata: {"errors":[{"code":3}],"status_code":429}\n\n',
         b'id: 1\nevent: message\ndata: {"choices":[{"index":0,"finish_reason":"stop","delta":{}}]}\n\n',
@@ -106,19 +96,59 @@ class WatsonxChat(OpenAIChat):
         assert request.query.startswith("version=20")
         assert_watsonx_takes(json_of(request))
 
-    def pieces(self, request: UpstreamRequest) -> list[bytes]:
-        self.check(request)
+    def read(self, request: UpstreamRequest) -> dict[str, Any]:
         body = json_of(request)
         asked = {**body, "model": body["model_id"], "stream": request.path.endswith("_stream")}
-        asked["stream_options"] = {"include_usage": True}
         if "tool_choice_option" in body:
             asked["tool_choice"] = body["tool_choice_option"]
-        answer = simulate("openai", json.dumps(asked).encode())
-        assert answer.status == 200
-        pieces = [piece for _, piece in answer.pieces if piece.strip() and b"[DONE]" not in piece]
-        return [_in_ibms_words(piece, number) for number, piece in enumerate(pieces)]
+        return asked
+
+    def answer(self, plan: Plan) -> bytes:
+        message: dict[str, Any] = {"role": "assistant", "content": plan.text}
+        if plan.thought:
+            message["reasoning_content"] = plan.thought
+        if plan.tool is not None:
+            message |= {"content": None, "tool_calls": [_call(plan)]}
+        choice = {"index": 0, "message": message, "finish_reason": _reason(plan)}
+        return json.dumps({**BASE, "choices": [choice], **_usage(plan)}).encode()
+
+    def events(self, plan: Plan, asked: Mapping[str, Any]) -> Iterator[bytes]:
+        deltas: list[dict[str, Any]] = [{"role": "assistant", "content": "" if plan.tool is None else None}]
+        deltas += [{"reasoning_content": word + " "[: word != "answer."]} for word in plan.thought.split()]
+        deltas += [{"content": word} for word in plan.words]
+        if plan.tool is not None:
+            call = _call(plan)
+            given = call["function"]["arguments"]
+            first = {"index": 0, **call, "function": {"name": plan.tool, "arguments": ""}}
+            deltas += [{"tool_calls": [first]}]
+            for at in range(0, len(given), 7):
+                deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": given[at : at + 7]}}]}]
+        for number, delta in enumerate(deltas):
+            yield _event(number, [{"index": 0, "finish_reason": None, "delta": delta}])
+        yield _event(len(deltas), [{"index": 0, "finish_reason": _reason(plan), "delta": {"content": ""}}])
+        if plan.has_usage:
+            yield _event(len(deltas) + 1, [], **_usage(plan))
 
     def end_of(self, pieces: list[bytes]) -> int:
         """Whole from the finish reason on: nothing else ends it."""
         at = next(at for at, piece in enumerate(pieces) if b'"finish_reason": "' in piece)
         return sum(map(len, pieces[:at])) + pieces[at].rindex(b"}")
+
+    def error_event(self) -> bytes:
+        errors = [{"code": "downstream_request_failed", "message": "the model broke off"}]
+        told = {"errors": errors, "trace": "t", "status_code": 500}
+        return b"event: error\ndata: " + json.dumps(told).encode() + b"\n\n"
+
+
+def _call(plan: Plan) -> dict[str, Any]:
+    function = {"name": plan.tool, "arguments": json.dumps(plan.arguments)}
+    return {"id": "chatcmpl-tool-1", "type": "function", "function": function}
+
+
+def _reason(plan: Plan) -> str:
+    return "tool_calls" if plan.tool is not None else "length" if plan.is_capped else "stop"
+
+
+def _usage(plan: Plan) -> dict[str, Any]:
+    counts = {"prompt_tokens": plan.input_tokens, "completion_tokens": plan.output_tokens}
+    return {"usage": {**counts, "total_tokens": sum(counts.values())}} if plan.has_usage else {}

@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sidecar.errors import UpstreamCredentialError
+from sidecar.translate.registry import get_provider
 from sidecar.types import Deployment, Secret
-from sidecar.upstream.auth import static_headers
+from sidecar.upstream.auth import auth_of, make_authorizer, static_headers
 from sidecar.upstream.auth.aws import AwsAuthorizer
 from sidecar.upstream.auth.azure import azure
 from sidecar.upstream.auth.google import google
@@ -183,6 +184,22 @@ async def test_an_ibm_key_is_exchanged_for_a_token() -> None:
         authorizer = ibm(deployment(api_key="ibm-key"), url)
         assert await authorizer.headers(REQUEST) == [(b"authorization", b"Bearer iam")]
     assert forms == [{"grant_type": ["urn:ibm:params:oauth:grant-type:apikey"], "apikey": ["ibm-key"]}]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "auth"),
+    [
+        ("https://us-south.ml.cloud.ibm.com", "ibm"),
+        ("https://cpd.example.com", "bearer"),
+        ("https://ibm.com.example.com", "bearer"),
+        ("http://127.0.0.1:9", "bearer"),
+    ],
+)
+def test_a_key_goes_to_ibm_s_token_endpoint_only_if_ibm_s_cloud_serves(base_url: str, auth: str) -> None:
+    found = deployment(base_url, api_key="k")
+    assert auth_of(found, get_provider("watsonx")) == auth
+    assert (make_authorizer(found, get_provider("watsonx")) is None) == (auth == "bearer")
+    assert auth_of(found, get_provider("gemini")) == "x-goog-api-key"
 
 
 @pytest.mark.parametrize(("status", "body"), [(401, b""), (200, b"{}"), (200, b"<html>"), (200, b"[]")])
