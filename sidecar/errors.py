@@ -71,6 +71,8 @@ class SidecarError(Exception):
     type: str = "api_error"
     code: str = "internal_error"
     is_from_gateway: bool = True
+    about: object = None
+    """What was looked at when it was raised, for whoever explains it later; never sent."""
 
     def __init__(
         self,

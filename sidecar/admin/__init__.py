@@ -11,6 +11,7 @@ from starlette.routing import Route
 from sidecar.admin.access import ANY_KEY, READ
 from sidecar.admin.audit import AuditAdmin
 from sidecar.admin.endpoint import Call, CallerLookup, Endpoint, routes_of
+from sidecar.admin.exchanges import ExchangeAdmin, Find
 from sidecar.admin.keys import KeyAdmin
 from sidecar.admin.models import ModelAdmin
 from sidecar.admin.openapi import document
@@ -40,6 +41,7 @@ def admin_table(
     models: ModelAdmin | None = None,
     status: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
     unknown: Resolver | None = None,
+    exchanges: Find | None = None,
     admission: Seeder | None = None,
     tell: Callable[[], Awaitable[None]] | None = None,
     clock: Callable[[], float],
@@ -69,6 +71,7 @@ def admin_table(
             audit=AuditAdmin(tree.principals.store),
             model=models,
             status=asked if status is not None else None,
+            exchange=ExchangeAdmin(find=exchanges, ledger=ledger) if exchanges is not None else None,
             resolves=unknown is not None,
         )
     )

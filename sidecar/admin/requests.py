@@ -516,6 +516,12 @@ class ResolveUnknown(Strict):
     attempt: Annotated[int, Field(ge=0, le=1000)] | None = None
 
 
+class ExchangeQuery(Query):
+    """`GET /exchanges/{request_id}`: the `x-request-id` of the answer, or the one the client sent."""
+
+    request_id: Name
+
+
 class AuditQuery(Paged):
     """`GET /audit`, newest first."""
 

@@ -13,6 +13,7 @@ from sidecar.admin import requests as r
 from sidecar.admin.access import ANY_KEY, ORG_ADMIN, OWN, READ, TEAMS, USER, USER_VIEWER, VIEWER
 from sidecar.admin.audit import AuditAdmin
 from sidecar.admin.endpoint import Endpoint, Handler
+from sidecar.admin.exchanges import ExchangeAdmin
 from sidecar.admin.keys import KeyAdmin
 from sidecar.admin.spend import SpendAdmin
 from sidecar.admin.subjects import OrganizationAdmin, SubjectAdmin, UserAdmin
@@ -33,6 +34,7 @@ class Handlers:
     audit: AuditAdmin
     model: m.ModelAdmin | None = None
     status: Handler | None = None
+    exchange: ExchangeAdmin | None = None
     resolves: bool = False
 
 
@@ -56,6 +58,9 @@ def endpoints(h: Handlers) -> list[Endpoint]:
     if h.resolves:
         says = "What an attempt of unknown cost really cost, by rows that correct it."
         table.append(Endpoint("POST", "/spend/resolve", r.ResolveUnknown, h.spend.resolve, says))
+    if h.exchange is not None:
+        says, others = "What became of a request and why.", READ | {ANY_KEY}
+        table.append(Endpoint("GET", "/exchanges/{request_id}", r.ExchangeQuery, h.exchange.info, says, others))
     if h.status is not None:
         table.append(Endpoint("GET", "/status", r.Nothing, h.status, "How the gateway is, and its jobs."))
     return table + (_models(h.model) if h.model is not None else [])

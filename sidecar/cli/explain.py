@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sidecar.cli.api import JsonOption, fail
+from sidecar.cli.api import DEFAULT_URL, JsonOption, KeyOption, UrlOption, fail
+from sidecar.cli.explain_exchange import show_exchange
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="sidecar.yaml (else SIDECAR_CONFIG)")]
 
@@ -94,7 +95,18 @@ def explain(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a chat request would be at its provider, and what is lost, without sending it."""
+    """Show what a chat request would be at its provider, and what is lost, without sending it; or, with --request-id,
+    what became of a past one and why, asked of the running gateway."""
+    if request_id is not None:
+        if file is not None:
+            fail("give a file or --request-id, not both", 2)
+        show_exchange(request_id, url, master_key, as_json=as_json)
+        return
     if file is None:
-        fail("give the file of a chat request, or - for stdin", 2)
+        fail("give the file of a chat request, or - for stdin; or --request-id of a past one", 2)
     show(file, model, config, as_json=as_json)
+    request_id: Annotated[
+        str | None, typer.Option("--request-id", help="instead: a past request, by its answer's x-request-id")
+    ] = None,
+    url: UrlOption = DEFAULT_URL,
+    master_key: KeyOption = None,

@@ -274,6 +274,7 @@ class JobSettings(Strict):
 class LogSettings(Strict):
     level: Literal["debug", "info", "warning", "error"] = "info"
     access: bool = False
+    exchanges: Int = Field(default=5000, ge=0, le=1_000_000)
 
 
 class UpstreamSettings(Strict):

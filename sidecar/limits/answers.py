@@ -14,6 +14,12 @@ _WHAT = {"requests": "requests per minute", "tokens": "tokens per minute", "conc
 
 def refusal(denied: Denied) -> RateLimitedError | BudgetExceededError:
     """The error for a refused acquisition; `retry_after_s` is exact, `None` if waiting cannot help."""
+    error = _refusal(denied)
+    error.about = denied
+    return error
+
+
+def _refusal(denied: Denied) -> RateLimitedError | BudgetExceededError:
     kind = denied.kind.replace("_", " ")
     if denied.what == "budget":
         return BudgetExceededError(

@@ -6,7 +6,7 @@ Neighbours: `metrics.Metrics`, any callable as access log. Never touches global 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from sidecar.asgi import (
     Applies,
@@ -26,15 +26,28 @@ from sidecar.types import format_usd
 AccessLog = Callable[[dict[str, Any]], None]
 
 
+class Records(Protocol):
+    """What keeps an account of each exchange, such as `sidecar.records.Records`."""
+
+    def note(self, exchange: Exchange, ended_at: float) -> None: ...
+
+
 class ObserveMiddleware:
     """`access_log` gets one dictionary per exchange: no body, no header, no credential."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, access_log: AccessLog | None = None, applies: Applies = is_chat
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        access_log: AccessLog | None = None,
+        records: Records | None = None,
+        applies: Applies = is_chat,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.access_log = access_log
+        self.records = records
         self.applies = applies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +76,8 @@ class ObserveMiddleware:
             metrics.observe_exchange(exchange, ended_at)
             if self.access_log is not None:
                 self.access_log(_line(exchange, ended_at))
+            if self.records is not None:
+                self.records.note(exchange, ended_at)
             if is_mine:
                 close_exchange(exchange)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from sidecar.types import Deployment
 
@@ -46,6 +47,8 @@ class Candidates(tuple[Deployment, ...]):
     has_limits: bool
     has_tags: bool
     lone: Try | None
+    noted: tuple[Any, ...] | None = None
+    """What records of exchanges keep of them, made once by whoever does."""
 
     @classmethod
     def of(

@@ -41,6 +41,10 @@ class Router:
     def is_sticky(self, group: str) -> bool:
         return self._affinities.get(group, self._affinity) if self._affinities else self._affinity
 
+    def strategy_of(self, group: str) -> str:
+        strategy = self._by_group.get(group, self._default)
+        return next(name for name, function in STRATEGIES.items() if function is strategy)
+
     def choose(
         self, deployments: Sequence[Deployment], now: float, draw: Callable[[], float], home: int | None = None
     ) -> Deployment:

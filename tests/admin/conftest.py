@@ -25,6 +25,7 @@ from sidecar.identity.subjects import Credentials
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.identity.tree import Tree
 from sidecar.jobs.unknown import Unknown
+from sidecar.records import Records
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.price_loader import load_price
 from sidecar.types import Identity, Secret
@@ -116,6 +117,7 @@ async def api(database_url: str) -> AsyncIterator[Api]:
         ledger=ledger,
         status=_status,
         unknown=Unknown(ledger, None, zone=UTC),
+        exchanges=Records().found,
         models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=clock),
         admission=seeds,
         tell=feed.poll,

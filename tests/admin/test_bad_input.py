@@ -27,6 +27,7 @@ NEEDED: dict[str, Any] = {
     "model_name": "it",
     "role": "internal_user",
     "exchange_id": "it",
+    "request_id": "it",
     "cost": 1,
     "member": {"user_id": "it"},
     "user_ids": ["it"],

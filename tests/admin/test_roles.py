@@ -40,6 +40,7 @@ OTHERS: dict[str, set[str]] = {
     "GET /spend/keys": READ,
     "POST /budget/info": {"viewer"},
     "POST /tag/info": {"viewer"},
+    "GET /exchanges/{request_id}": ALL,
     "GET /openapi.json": ALL,
 }
 """Besides administrators, and viewers' GETs."""

@@ -10,6 +10,8 @@ import pytest
 from tests.admin.conftest import Api
 
 pytestmark = pytest.mark.anyio
+OF_ITS_OWN = "POST /utils/transform_request"
+"""Behind a stack of its own, for whoever may call a model."""
 PAGE = Path(__file__).parents[2] / "docs" / "admin.md"
 
 
@@ -20,4 +22,4 @@ async def test_every_endpoint_is_on_the_page_and_nothing_else_is(api: Api) -> No
     for method, path in re.findall(r"`(GET|POST|PATCH|DELETE)`, `(?:GET|POST|PATCH|DELETE) (/[^`]*)`", text):
         spans.add(f"{method} {path}")
     table = {f"{endpoint.method} {endpoint.path}" for endpoint in api.endpoints}
-    assert spans == table
+    assert spans - {OF_ITS_OWN} == table
