@@ -116,6 +116,8 @@ class WaitingRoom:
         loop = asyncio.get_running_loop()
         began = loop.time()
         left_s = self.max_wait_s if until_at is None else min(self.max_wait_s, until_at - exchange.now())
+        if exchange.deadline_s is not None:
+            left_s = min(left_s, exchange.started_at + exchange.deadline_s - exchange.now())
         until = began + left_s
         caller = exchange.caller
         waiter = Waiter(caller.key_hash, self.priority_of(caller, scope))

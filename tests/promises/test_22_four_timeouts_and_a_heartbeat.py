@@ -21,7 +21,7 @@ from openai import APIError, AsyncOpenAI
 
 from tests.faults.provider import WORDS, Fault, FaultProvider, fault_provider, stream_events
 from tests.promises.sizes import IS_FULL, measured, size
-from tests.promises.support import DIALECTS, PROVIDER_KEY, Running, body, served
+from tests.promises.support import DIALECTS, PROVIDER_KEY, Running, body, eventually, served
 
 pytestmark = pytest.mark.anyio
 
@@ -235,6 +235,20 @@ async def test_a_requests_own_time_covers_its_retries_and_no_deployment_is_blame
             assert "/messages" in provider.requests[0].target
 
 
+async def test_a_requests_own_time_covers_its_place_in_the_queue(tmp_path: Path) -> None:
+    async with fault_provider() as provider:
+        config = top({"gpt": [place("openai", provider.base_url)]}) | {"queue": {"size": 10, "max_wait_s": 25}}
+        async with served(tmp_path, provider.base_url, top=config) as running:
+            key = await running.mint(max_parallel_requests=1)
+            provider.script(Fault("silent"))
+            first = asyncio.create_task(running.chat(key, body(), headers={"x-sidecar-timeout": "25"}))
+            await eventually(lambda: provider.requests)
+            seconds, status, answer = await timed(running, key, body(), **{"x-sidecar-timeout": str(LIMIT_S)})
+            assert (status, seconds < 10) == (429, True), answer
+            first.cancel()
+            await asyncio.wait({first})
+
+
 @pytest.mark.parametrize("dialect", DIALECTS.values())
 @pytest.mark.parametrize("at", [0, 1, 4], ids=["after-the-status", "before-content", "amid-content"])
 async def test_a_long_silence_passes_a_proxy_that_cuts_idle_connections(tmp_path: Path, dialect: str, at: int) -> None:
@@ -329,10 +343,13 @@ async def test_comments_do_not_keep_a_silent_deployment_from_being_replaced(
     assert ["/messages" in seen.target for seen in faults.requests] == [False, True]
 
 
-async def test_a_stream_that_flows_gets_no_comment(beating: tuple[Running, str], faults: FaultProvider) -> None:
-    running, key = beating
-    faults.script(Fault(drip_s=BEAT_S / 3))
-    answer = await running.chat(key, body("openai", stream=True))
+async def test_a_stream_that_flows_gets_no_comment(tmp_path: Path) -> None:
+    """It lasts longer than the interval, and is never silent for so long."""
+    async with fault_provider() as provider:
+        config = top({"gpt": [place("openai", provider.base_url)]}, heartbeat_s=1)
+        async with served(tmp_path, provider.base_url, top=config) as running:
+            provider.script(Fault(drip_s=0.2))
+            answer = await running.chat(await running.mint(), body(stream=True))
     assert answer.content.endswith(b"data: [DONE]\n\n")
     assert COMMENT not in answer.content
 

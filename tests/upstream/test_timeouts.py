@@ -62,8 +62,9 @@ async def test_a_tls_handshake_that_stalls_is_a_connect_timeout(transport: Trans
 async def test_the_total_also_bounds_the_connecting(transport: Transport) -> None:
     async with full_house() as port:
         request = HttpRequest("POST", "http", "127.0.0.1", port, b"/", body=b"{}", timeouts=times(total_s=SHORT))
-        with pytest.raises(UpstreamTimeoutError):
+        with pytest.raises(UpstreamTimeoutError) as caught:
             await transport.send(request)
+    assert (caught.value.phase, caught.value.may_be_billed) == ("total", False)
 
 
 @pytest.mark.parametrize(
