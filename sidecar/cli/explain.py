@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,16 @@ from sidecar.cli.api import DEFAULT_URL, JsonOption, KeyOption, UrlOption, fail
 from sidecar.cli.explain_exchange import show_exchange
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="sidecar.yaml (else SIDECAR_CONFIG)")]
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What the configuration's own budget bounds; no key asks here."""
+
+    has_global_budget: bool
+    no_max_tokens: str
+    default_output_tokens: int
+    parts: frozenset[str] = frozenset({"budgets"})
 
 
 def show(file: Path, model: str | None, config: Path | None, *, as_json: bool) -> None:
@@ -51,9 +62,13 @@ def _explained(payload: dict[str, Any], raw: bytes, config: Path | None) -> dict
     from sidecar.types import Identity
 
     settings = read_config(config)
+    caps = Caps(
+        settings.budget.max_usd is not None, settings.budget.no_max_tokens, settings.budget.default_output_tokens
+    )
     explainer = Explainer(
         build_catalog(settings, os.environ),
         build_router(settings),
+        policy=caps,
         retries=settings.routing.retries,
         fetches_media=settings.upstream.fetch_media,
     )

@@ -78,6 +78,27 @@ def test_a_cloud_without_a_key_says_that_it_signs_when_sent() -> None:
     assert shown["request"]["url"].endswith(".eu-west-1.amazonaws.com/model/amazon.nova-lite-v1%3A0/converse")
 
 
+def test_the_files_budget_bounds_an_output_nobody_bounded() -> None:
+    Path("sidecar.yaml").write_text(json.dumps({**CONFIG, "budget": {"max_usd": 5, "default_output_tokens": 700}}))
+    shown = json.loads(run("request.json", "-m", "claude", "-c", "sidecar.yaml", "--json").stdout)
+    assert shown["request"]["body"]["max_tokens"] == 700
+    assert [loss["what"][:4] for loss in shown["losses"] if loss["kind"] == "capped"] == ["700,"]
+    Path("sidecar.yaml").write_text(json.dumps({**CONFIG, "budget": {"max_usd": 5, "no_max_tokens": "refuse"}}))
+    result = run("request.json", "-m", "claude", "-c", "sidecar.yaml")
+    assert (result.exit_code, "'max_tokens'" in result.stderr) == (1, True)
+
+
+def test_a_credential_in_the_body_is_masked_too() -> None:
+    params = {"metadata": {"user_id": "u"}, "mcp_servers": [{"url": "https://m", "authorization_token": "abc"}]}
+    params["note"] = f"as {SECRET} says"  # type: ignore[assignment]
+    deployment = {"provider": "anthropic", "model": "claude-sonnet-4-5", "api_key": SECRET, "params": params}
+    Path("sidecar.yaml").write_text(json.dumps({"models": [{"name": "m", "deployments": [deployment]}]}))
+    Path("request.json").write_text(json.dumps({"messages": REQUEST["messages"], "max_tokens": 9}))
+    body = json.loads(run("request.json", "-m", "m", "-c", "sidecar.yaml", "--json").stdout)["request"]["body"]
+    assert body["mcp_servers"] == [{"url": "https://m", "authorization_token": "***"}]
+    assert (body["note"], body["max_tokens"], body["metadata"]) == ("as *** says", 9, {"user_id": "u"})
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
