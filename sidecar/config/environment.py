@@ -70,14 +70,12 @@ _OTHERS_TOKENS = frozenset({"GITHUB_TOKEN", "HF_TOKEN"})
 def provider_keys(env: Mapping[str, str]) -> dict[str, Secret]:
     """provider → key, for each provider whose variable (`OPENAI_API_KEY`, …) is set, and needs nothing else."""
     keys: dict[str, Secret] = {}
-    seen: set[str | None] = set()  # two names of one vendor: the first
     for provider in PROVIDERS.values():
         if provider.api_key_env in _OTHERS_TOKENS or provider.needs_options:
             continue
         text = env.get(provider.api_key_env, "").strip() if provider.api_key_env else ""
-        if text and provider.default_base_url is not None and provider.api_key_env not in seen:
+        if text and provider.default_base_url is not None:
             keys[provider.name] = Secret(text)
-            seen.add(provider.api_key_env)
     return keys
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sidecar.errors import BadRequestError
 from sidecar.translate import get_provider
+from sidecar.translate.losses import told
 from sidecar.translate.providers.responses_models import RESPONSES_ONLY, is_responses_only, thinks
 from sidecar.translate.signatures import pack
 from tests.translate.dialects.responses import assert_openai_takes
@@ -295,3 +296,15 @@ def test_any_conversation_is_one_the_sdk_could_have_sent(
     names = [tool["name"] for tool in body.get("tools", ())]
     assert all(name.isascii() and len(name) <= 64 for name in names)
     assert len(set(names)) == len(set(tools))
+
+
+def test_what_is_left_out_without_a_policy_is_told_to_who_asks() -> None:
+    foreign = {**CALLED, "id": pack("c1", {"kind": "responses", "at": "azure", "before": [], "from": 0, "to": 0})}
+    turn = {"role": "assistant", "content": None, "tool_calls": [foreign]}
+    with told() as losses:
+        asked({"messages": [*USER, turn], "tool_choice": "auto", "parallel_tool_calls": False})
+    assert [(loss.kind, loss.where) for loss in losses] == [
+        ("dropped", "messages[1].tool_calls[0].id"),
+        ("dropped", "tool_choice"),
+        ("dropped", "parallel_tool_calls"),
+    ]

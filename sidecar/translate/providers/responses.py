@@ -2,7 +2,7 @@
 
 Neighbours: `responses_request` (the way in), `responses_answer` and `responses_stream` (the way out), `responses_state`
 (reasoning that comes back), `responses_models` (who needs it). `openai` and `azure` hand such deployments over to it;
-under its own name, `openai-responses`, it serves any server with this endpoint.
+under its own name, `openai-responses`, it serves any other server with this endpoint.
 https://platform.openai.com/docs/api-reference/responses
 """
 
@@ -49,8 +49,7 @@ class Responses(OpenAIDialect):
 
     name = "openai-responses"
     auth: Auth = "bearer"
-    default_base_url = "https://api.openai.com/v1"
-    api_key_env = "OPENAI_API_KEY"
+    api_key_env = None
     docs_url = "https://platform.openai.com/docs/api-reference/responses/create"
     is_same_dialect = False
     passes_unknown = False

@@ -16,9 +16,10 @@ import msgspec
 
 from sidecar.translate.content import File, Image, Text, bad, messages_of, parts_of
 from sidecar.translate.fields import Drop, dropper
+from sidecar.translate.losses import note
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.providers.responses_models import base_model, thinks
-from sidecar.translate.providers.responses_state import replay
+from sidecar.translate.providers.responses_state import KIND, replay
 from sidecar.translate.signatures import bare_id, unpack
 from sidecar.translate.tool_names import OPENAI, ToolNames, tool_names
 
@@ -82,6 +83,7 @@ def build(provider: Provider, call: Call) -> tuple[Item, list[str]]:
             body[name] = fields[name]
     if "parallel_tool_calls" in body and "tools" not in body:
         del body["parallel_tool_calls"]  # says nothing without tools
+        note("dropped", "parallel_tool_calls", "there are no tools")
     if include:
         body["include"] = include
     if call.is_stream:
@@ -160,12 +162,15 @@ def _assistant(
     message: Mapping[str, Any], where: str, names: ToolNames, custom: set[str], provider_name: str
 ) -> Iterator[Item]:
     text = "".join(_said(message, where))
-    calls: list[tuple[Item, dict[str, Any] | None]] = []
+    calls: list[tuple[Item, dict[str, Any] | None]] = []  # each with the state its id held
     given = message.get("tool_calls")
     if given is not None and not isinstance(given, list):
         raise bad(f"'{where}.tool_calls' must be a list.", f"{where}.tool_calls")
     for index, call in enumerate(given or ()):
         calls.append(_call(call, f"{where}.tool_calls[{index}]", names, custom))
+        state = calls[-1][1]
+        if state is not None and (state.get("kind"), state.get("at")) != (KIND, provider_name):
+            note("dropped", f"{where}.tool_calls[{index}].id", "the reasoning in it is another platform's")
     return replay(text, calls, provider_name)
 
 
@@ -301,8 +306,11 @@ def _web_search(options: Any) -> Item:
 
 
 def _tool_choice(choice: Any, body: Item, names: ToolNames) -> None:
-    if choice is None or "tools" not in body:
-        return  # without tools nothing is there to choose; the API refuses the field then
+    if choice is None:
+        return
+    if "tools" not in body:
+        note("dropped", "tool_choice", "there are no tools")  # the API refuses it then
+        return
     if choice in ("auto", "none", "required"):
         body["tool_choice"] = choice
     elif isinstance(choice, dict) and choice.get("type") == "allowed_tools":
