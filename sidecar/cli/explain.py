@@ -108,6 +108,11 @@ def explain(
     file: Annotated[Path | None, typer.Argument(metavar="REQUEST.JSON", help="a chat request; - is stdin")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="instead of the request's own")] = None,
     config: ConfigOption = None,
+    request_id: Annotated[
+        str | None, typer.Option("--request-id", help="instead: a past request, by its answer's x-request-id")
+    ] = None,
+    url: UrlOption = DEFAULT_URL,
+    master_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a chat request would be at its provider, and what is lost, without sending it; or, with --request-id,
@@ -120,8 +125,3 @@ def explain(
     if file is None:
         fail("give the file of a chat request, or - for stdin; or --request-id of a past one", 2)
     show(file, model, config, as_json=as_json)
-    request_id: Annotated[
-        str | None, typer.Option("--request-id", help="instead: a past request, by its answer's x-request-id")
-    ] = None,
-    url: UrlOption = DEFAULT_URL,
-    master_key: KeyOption = None,
