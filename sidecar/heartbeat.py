@@ -39,6 +39,7 @@ class _Streams(threading.local):
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.live: set[_Stream] = set()
+        self.has_timer = False
 
 
 class Heartbeat:
@@ -55,9 +56,10 @@ class Heartbeat:
         loop = asyncio.get_running_loop()
         streams = self._streams
         if loop is not streams.loop:
-            streams.loop, streams.live = loop, set()
+            streams.loop, streams.live, streams.has_timer = loop, set(), False
         stream = _Stream(front, waiting, loop.time())
-        if not streams.live:
+        if not streams.has_timer:
+            streams.has_timer = True
             loop.call_later(self.every_s / LOOKS, self._look, loop)
         streams.live.add(stream)
         return stream
@@ -67,7 +69,10 @@ class Heartbeat:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         streams = self._streams
-        if loop is not streams.loop or not streams.live:
+        if loop is not streams.loop:
+            return
+        if not streams.live:
+            streams.has_timer = False
             return
         now = loop.time()
         for stream in streams.live:

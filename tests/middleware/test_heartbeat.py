@@ -59,6 +59,9 @@ async def test_a_thousand_streams_share_one_timer_and_the_last_takes_it_away() -
     assert len(scheduled(loop)) == before + 1
     for stream in watched:
         heartbeat.forget(stream)
+    for _ in range(100):  # one after the other
+        heartbeat.forget(heartbeat.watch(begun()[1], Waits()))
+    assert len(scheduled(loop)) == before + 1
     await asyncio.sleep(0.2)
     assert len(scheduled(loop)) == before
 
