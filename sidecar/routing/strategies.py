@@ -64,24 +64,29 @@ def throughput(deployments: Sequence[Deployment], board: Board, now: float, draw
 def usage(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The most headroom in the deployments' own rpm, tpm and concurrency; without limits the fewest calls this minute
     for its weight."""
-    lives = board.all_of(deployments)
-    shares: list[float] = []
-    calls: list[float] = []
-    for deployment, live in zip(deployments, lives, strict=True):
+    least = fewest = _NEVER
+    good: list[Deployment] = []
+    for deployment in deployments:
+        live = board.of(deployment)
         if live.turns_at <= now:
             live.turn(now)
         limits = deployment.limits
-        share = live.requests / limits.rpm if limits.rpm else 0.0
+        requests = live.requests
+        share = 0.0
+        if limits.rpm:
+            share = requests / limits.rpm
         if limits.tpm:
             share = max(share, live.tokens / limits.tpm)
         if limits.concurrency:
             share = max(share, live.in_flight / limits.concurrency)
-        shares.append(share)
-        calls.append(live.requests / deployment.weight)
-    least = min(shares)
-    if least != max(shares):
-        calls = [count if share == least else _NEVER for count, share in zip(calls, shares, strict=True)]
-    return weighted(_lowest(deployments, calls), board, now, draw)
+        if share > least:
+            continue
+        calls = requests / deployment.weight
+        if share < least or calls < fewest:
+            least, fewest, good = share, calls, [deployment]
+        elif calls == fewest:
+            good.append(deployment)
+    return weighted(good, board, now, draw)
 
 
 def cost(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
