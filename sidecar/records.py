@@ -77,6 +77,8 @@ class Records:
                 None if grant is None else (grant.hold_nano, grant.headers, grant.claims),
                 None if exchange.candidates is None else _noted_candidates(exchange.candidates),
                 None if not paused else tuple((n, c.reason, c.since_at, c.until_at) for n, c in paused.items()),
+                (exchange.queue_place, exchange.queue_s) if exchange.queue_place else None,
+                exchange.deadline_s,
                 (_noted_attempt(attempts[0]),) if len(attempts) == 1 else tuple(map(_noted_attempt, attempts)),
             )
         )
@@ -105,6 +107,8 @@ class Records:
             grant,
             candidates,
             paused,
+            queue,
+            deadline_s,
             attempts,
         ) = record
         hold_nano, headers, claims = grant if grant is not None else (0, [], None)
@@ -113,6 +117,7 @@ class Records:
             "request_id": request_id,
             "at": shown_at(started_at),
             "duration_ms": _ms(ended_at - started_at),
+            "deadline_s": deadline_s,
             "model": model or None,
             "alias": asked_model,
             "is_stream": is_stream,
@@ -121,6 +126,7 @@ class Records:
             "replay_of": replay_of,
             "caller": _shown_caller(caller),
             "error": _shown_error(error),
+            "queue": None if queue is None else {"place": queue[0], "waited_ms": _ms(queue[1])},
             "limits": _shown_limits(claims, headers),
             "money": {
                 "held_usd": format_usd(hold_nano),
@@ -384,6 +390,7 @@ def from_rows(rows: Sequence[SpendRecord]) -> Shown:
         "request_id": last.request_id,
         "at": shown_at(firsts[0].at),
         "duration_ms": None,
+        "deadline_s": None,
         "model": firsts[0].group,
         "alias": None,
         "is_stream": last.is_stream,
@@ -395,12 +402,13 @@ def from_rows(rows: Sequence[SpendRecord]) -> Shown:
             "organization_id": last.organization_id, "end_user_id": last.end_user_id, "tags": list(last.tags),
         },
         "error": None,
+        "queue": None,
         "limits": None,
         "money": {"held_usd": None, "cost_usd": format_usd(sum(row.cost_nano for row in rows)), "budgets": []},
         "route": None,
         "attempts": attempts,
         "source": "ledger",
-        "missing": ["status", "error", "limits", "holds", "route", "waits", "prices"],
+        "missing": ["status", "error", "queue", "limits", "holds", "route", "waits", "prices"],
     }  # fmt: skip
 
 

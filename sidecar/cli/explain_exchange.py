@@ -37,6 +37,8 @@ def text(shown: Mapping[str, Any]) -> str:
     ]
     if shown["replay_of"]:
         lines.append(f"replayed: the answer of {shown['replay_of']}, by its Idempotency-Key")
+    if shown["queue"]:
+        lines.append(f"queue: place {shown['queue']['place']}, {shown['queue']['waited_ms']} ms")
     lines += _error(shown["error"])
     lines += [line for attempt in shown["attempts"] for line in _attempt(attempt)]
     if shown["route"]:

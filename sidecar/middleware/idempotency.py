@@ -51,6 +51,7 @@ _OF_ONE_EXCHANGE = frozenset(
         b"transfer-encoding", b"set-cookie",
     }
 )  # fmt: skip
+_OF_LIMITS = (b"x-ratelimit-", b"x-sidecar-queue")
 _NO_RETRY = ((b"x-should-retry", b"false"),)
 """OpenAI's SDKs repeat a 409 by themselves unless told not to."""
 
@@ -238,7 +239,7 @@ class _Keeper:
             self._headers = [
                 (name, value)
                 for name, value in message["headers"]
-                if name not in _OF_ONE_EXCHANGE and not name.startswith(b"x-ratelimit-")
+                if name not in _OF_ONE_EXCHANGE and not name.startswith(_OF_LIMITS)
             ]
         elif message["type"] == "http.response.body" and 200 <= self._status < 300 and not self.is_kept:
             body = message.get("body", b"")
@@ -261,8 +262,8 @@ def _is_whole(exchange: Exchange) -> bool:
     """True if the answer whose last piece came by is what the provider meant to say, and its row is written."""
     if exchange.error is not None or exchange.outcome not in (None, "ok"):
         return False
-    attempts = exchange.attempts
-    return not attempts or any(a.is_complete and a.error is None and a.status < 400 for a in attempts)
+    attempt = exchange.attempt
+    return attempt is None or (attempt.is_complete and attempt.error is None and attempt.status < 400)
 
 
 async def _replay(exchange: Exchange, answer: Answer, send: Send) -> None:

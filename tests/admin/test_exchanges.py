@@ -223,6 +223,42 @@ async def test_a_replay_names_whose_answer_it_got(gateway: Running) -> None:
     assert (shown["attempts"], shown["money"]["cost_usd"], shown["status"]) == ([], "0", 200)
 
 
+async def test_two_attempts_at_once_are_told_as_such(provider: FaultProvider, tmp_path: Path) -> None:
+    top = two_of(provider)
+    top["routing"]["hedge"] = {"after_s": 0.05, "share": 1}
+    async with served(tmp_path, provider.base_url, top=top) as gateway:
+        key = await gateway.mint()
+        provider.script(Fault("silent"))
+        answer = await gateway.chat(key, body(stream=True), headers={"idempotency-key": "k"})
+        shown = await explained(gateway, answer)
+        first, second = shown["attempts"]
+        assert (first["is_lost"], first["is_hedge"]) == (True, False)
+        assert (second["is_lost"], second["is_hedge"], second["status"]) == (False, True, 200)
+        assert first["cost_status"] in ("unknown", "estimated")
+        again = await gateway.chat(key, body(stream=True), headers={"idempotency-key": "k"})
+        assert again.content == answer.content
+        assert again.headers["idempotent-replayed"] == "true"
+        assert len(provider.requests) == 2
+
+
+async def test_who_waited_in_the_queue_and_how_long_is_told(provider: FaultProvider, tmp_path: Path) -> None:
+    async with served(tmp_path, provider.base_url, top=two_of(provider, queue={"size": 5})) as gateway:
+        key = await gateway.mint(max_parallel_requests=1)
+        provider.script(Fault(drip_s=0.05))
+        running = asyncio.create_task(gateway.chat(key, body(stream=True), headers={"x-sidecar-timeout": "20"}))
+        async with asyncio.timeout(20):
+            while not provider.requests:
+                await asyncio.sleep(0.005)
+        waited = await gateway.chat(key, body(), headers={"idempotency-key": "k"})
+        shown = await explained(gateway, waited)
+        assert shown["queue"]["place"] == 1
+        assert shown["queue"]["waited_ms"] == int(waited.headers["x-sidecar-queue-ms"]) > 0
+        assert (await explained(gateway, await running))["deadline_s"] == 20
+        again = await gateway.chat(key, body(), headers={"idempotency-key": "k"})
+        assert again.headers["idempotent-replayed"] == "true"
+        assert not [name for name in again.headers if name.startswith("x-sidecar-queue")]
+
+
 async def test_a_client_that_left_stands_there_with_what_it_cost(gateway: Running, provider: FaultProvider) -> None:
     key = await gateway.mint()
     provider.script(Fault("stall", after=3))
