@@ -5,11 +5,23 @@ Adding a vendor is adding a row there. The conformance suite runs over one row o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
+from typing import Any
 
-from sidecar.translate.provider import OPENAI_CHAT_FIELDS, check_provider
+from sidecar.errors import ProviderError
+from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Call, Head, check_provider
+from sidecar.translate.provider_errors import make_error
 from sidecar.translate.providers.openai import OpenAIDialect
 from sidecar.translate.vendors import VENDORS, Vendor
+
+_TOO_LONG = re.compile(
+    r"This model's maximum context length is|The decoder prompt \(length |You passed \d+ input tokens"  # vLLM, NIM
+    r"|Requested token count exceeds the model's maximum|The input \(\d+ tokens\) is longer than"  # SGLang
+    r"|[Tt]he request exceeds the available context size"  # llama.cpp
+)
+"""How servers of open models say it, which have no code for it; only what a message begins with counts.
+https://github.com/vllm-project/vllm/issues/20409"""
 
 
 class OpenAICompatible(OpenAIDialect, is_abstract=True):
@@ -38,6 +50,15 @@ class OpenAICompatible(OpenAIDialect, is_abstract=True):
 
     def cap_name(self, model: str) -> str:
         return self.vendor.cap_name
+
+    def _error(self, call: Call, head: Head, fields: dict[str, Any], *, may_be_billed: bool) -> ProviderError:
+        message = fields.get("message")
+        if head.status not in (400, 413, 422) or not isinstance(message, str) or _TOO_LONG.match(message) is None:
+            return super()._error(call, head, fields, may_be_billed=may_be_billed)
+        return make_error(
+            self.name, head, kind="context_window", now=call.now, fields=fields, keeps_names=False,
+            may_be_billed=may_be_billed,
+        )  # fmt: skip
 
 
 def shape_of(vendor: Vendor) -> Hashable:

@@ -51,9 +51,9 @@ _MAKERS: tuple[Vendor, ...] = (
     ),
     Vendor(
         "together",
-        "https://api.together.xyz/v1",
+        "https://api.together.ai/v1",
         "TOGETHER_API_KEY",
-        "https://docs.together.ai/docs/openai-api-compatibility",
+        "https://docs.together.ai/docs/inference/openai-compatibility",
     ),
     Vendor(
         "fireworks",
@@ -89,7 +89,7 @@ _MAKERS: tuple[Vendor, ...] = (
         "moonshot",
         "https://api.moonshot.ai/v1",
         "MOONSHOT_API_KEY",
-        "https://platform.moonshot.ai/docs/api/chat",
+        "https://platform.kimi.ai/docs/overview",
         takes_both_caps=False,
         note="cache hits in `cached_tokens`",
     ),
@@ -158,9 +158,9 @@ _MAKERS: tuple[Vendor, ...] = (
     ),
     Vendor(
         "upstage",
-        "https://api.upstage.ai/v1/solar",
+        "https://api.upstage.ai/v1",
         "UPSTAGE_API_KEY",
-        "https://developers.upstage.ai/docs/apis/chat",
+        "https://console.upstage.ai/api-keys?api=chat-reasoning",
     ),
     Vendor(
         "inception",
@@ -216,6 +216,7 @@ _HOSTS: tuple[Vendor, ...] = (
         "https://integrate.api.nvidia.com/v1",
         "NVIDIA_API_KEY",
         "https://docs.api.nvidia.com/nim/reference/llm-apis",
+        takes_both_caps=False,
         note="also your own NIM, by its `base_url`; a closed schema per model",
     ),
     Vendor(
@@ -228,7 +229,7 @@ _HOSTS: tuple[Vendor, ...] = (
         "nebius",
         "https://api.tokenfactory.nebius.com/v1",
         "NEBIUS_API_KEY",
-        "https://docs.tokenfactory.nebius.com/api-reference/inference/create-chat-completion",
+        "https://docs.tokenfactory.nebius.com/api-reference/introduction",
     ),
     Vendor(
         "novita",
@@ -251,13 +252,13 @@ _HOSTS: tuple[Vendor, ...] = (
         "https://api.friendli.ai/serverless/v1",
         "FRIENDLI_TOKEN",
         "https://friendli.ai/docs/openapi/model-apis/chat-completions",
-        note="`reasoning_budget` passes",
+        note="`reasoning_budget` passes; JSON output beside tools is refused there",
     ),
     Vendor(
         "baseten",
         "https://inference.baseten.co/v1",
         "BASETEN_API_KEY",
-        "https://docs.baseten.co/reference/inference-api/chat-completions",
+        "https://docs.baseten.co/inference/model-apis/overview",
     ),
     Vendor(
         "wandb",
@@ -290,7 +291,7 @@ _HOSTS: tuple[Vendor, ...] = (
     Vendor(
         "gmi_cloud",
         "https://api.gmi-serving.com/v1",
-        "GMICLOUD_API_KEY",
+        "GMI_API_KEY",
         "https://docs.gmicloud.ai/inference-engine/api-reference/llm-api-reference",
     ),
     Vendor(
@@ -348,7 +349,7 @@ _CLOUDS: tuple[Vendor, ...] = (
         "digitalocean",
         "https://inference.do-ai.run/v1",
         "GRADIENT_MODEL_ACCESS_KEY",
-        "https://docs.digitalocean.com/products/inference/how-to/si-endpoints/",
+        "https://docs.digitalocean.com/products/inference/how-to/use-serverless-inference/",
     ),
     Vendor(
         "ovhcloud",
@@ -360,7 +361,7 @@ _CLOUDS: tuple[Vendor, ...] = (
         "scaleway",
         "https://api.scaleway.ai/v1",
         "SCALEWAY_API_KEY",
-        "https://www.scaleway.com/en/docs/generative-apis/",
+        "https://www.scaleway.com/en/docs/generative-apis/api-cli/using-chat-api",
     ),
     Vendor(
         "stackit",
@@ -441,7 +442,11 @@ _ROUTERS: tuple[Vendor, ...] = (
 
 _OWN: tuple[Vendor, ...] = (
     Vendor(
-        "vllm", "http://127.0.0.1:8000/v1", None, "https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html"
+        "vllm",
+        "http://127.0.0.1:8000/v1",
+        None,
+        "https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html",
+        note="`top_k`, `chat_template_kwargs`, `structured_outputs` pass; thinking in `reasoning`",
     ),
     Vendor("sglang", "http://127.0.0.1:30000/v1", None, "https://docs.sglang.io/basic_usage/openai_api.html"),
     Vendor(

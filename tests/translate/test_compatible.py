@@ -231,3 +231,39 @@ def test_thinking_under_either_name_passes_and_counts_as_content(field: str) -> 
 def test_clouds_want_their_own_credentials() -> None:
     assert (COMPATIBLE["watsonx_gateway"].auth, COMPATIBLE["watsonx_gateway"].default_base_url) == ("ibm", None)
     assert {vendor.name for vendor in VENDORS if vendor.auth != "bearer"} == {"watsonx_gateway"}
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "message", "kind"),
+    [
+        (
+            "vllm",
+            400,
+            "This model's maximum context length is 8192 tokens. However, you requested 9000",
+            "context_window",
+        ),
+        ("nvidia_nim", 400, "This model's maximum context length is 8192 tokens. However, you", "context_window"),
+        ("vllm", 400, "The decoder prompt (length 9000) is longer than the maximum model length", "context_window"),
+        ("sglang", 400, "Requested token count exceeds the model's maximum context length of 8192", "context_window"),
+        ("llama_cpp", 400, "the request exceeds the available context size, try increasing it", "context_window"),
+        ("vllm", 400, "bad: This model's maximum context length is", "bad_request"),
+        ("vllm", 500, "This model's maximum context length is 8192 tokens", "server"),
+        ("vllm", 404, "The model `x` does not exist.", "not_found"),
+    ],
+)
+def test_a_prompt_too_long_for_a_server_of_open_models_is_told_by_the_beginning_of_its_message(
+    name: str, status: int, message: str, kind: str
+) -> None:
+    """7b-99, 7b-100: it has no code for it; its own form and OpenAI's."""
+    plain = {"object": "error", "message": message, "type": "BadRequestError", "param": None, "code": status}
+    for body in (plain, {"error": plain}):
+        error = COMPATIBLE[name].error(make_call(), Head(status), json.dumps(body).encode())
+        assert error.kind == kind
+        assert kind != "context_window" or (error.status, error.code) == (400, "context_length_exceeded")
+
+
+def test_a_nim_takes_the_cap_under_its_old_name() -> None:
+    """https://docs.api.nvidia.com/nim/reference/llm-apis"""
+    body = sent("nvidia_nim", {"max_completion_tokens": 5, "stream": True})
+    assert (body["max_tokens"], "max_completion_tokens" in body) == (5, False)
+    assert body["stream_options"] == {"include_usage": True}
