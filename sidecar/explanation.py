@@ -103,6 +103,9 @@ class Explainer:
             )
         listed = [self._listed(one, level) for level, of in enumerate(candidates.levels, 1) for one in of]
         by_place = {(row["deployment"], row["model"]): row for row in listed}
+        for kind, levels in candidates.ways.items():
+            others = [self._listed(one, level, on=kind) for level, of in enumerate(levels, 1) for one in of]
+            listed += [row for row in others if (row["deployment"], row["model"]) not in by_place]
         refusal: RefusedError | None = None
         for deployment in self._order(payload, candidates)[: self._retries + 1]:
             row = by_place[deployment.deployment_id, deployment.model]
@@ -133,7 +136,8 @@ class Explainer:
                 found.append(chosen)
         return found
 
-    def _listed(self, deployment: Deployment, level: int) -> dict[str, Any]:
+    def _listed(self, deployment: Deployment, level: int, on: str | None = None) -> dict[str, Any]:
+        """`on`: the kind of error after which it is asked, if it is not in the usual way."""
         is_healthy = bool(self._router.health.healthy([deployment], self._clock()))
         return {
             "deployment": deployment.deployment_id,
@@ -144,6 +148,7 @@ class Explainer:
             "weight": deployment.weight,
             "state": "healthy" if is_healthy else "pausing",
             "is_chosen": False,
+            **({} if on is None else {"on": on}),
         }
 
     def _output_cap(

@@ -96,10 +96,11 @@ def text(shown: dict[str, Any]) -> str:
     lines.append("candidates:")
     for row in shown["candidates"]:
         mark = "*" if row["is_chosen"] else " "
+        on = f", after a {row['on']} error" if "on" in row else ""
         said = f"  refuses: {row['refusal']['message']}" if "refusal" in row else ""
         lines.append(
             f"{mark} {row['deployment']}  {row['provider']}/{row['model']}  level {row['level']}, "
-            f"weight {row['weight']:g}, {row['state']}{said}"
+            f"weight {row['weight']:g}, {row['state']}{on}{said}"
         )
     return "\n".join(lines)
 

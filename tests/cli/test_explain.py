@@ -60,6 +60,15 @@ def test_it_prints_request_losses_and_candidates() -> None:
     assert second.startswith("  claude#1:bedrock  bedrock/amazon.nova-lite-v1:0  level 2")
 
 
+def test_who_serves_only_after_an_error_is_listed_with_it() -> None:
+    routing = {"context_window_fallbacks": {"claude": ["strict"]}}
+    Path("sidecar.yaml").write_text(json.dumps({**CONFIG, "routing": routing}))
+    result = run("request.json", "-m", "claude", "-c", "sidecar.yaml")
+    assert result.stdout.splitlines()[-1] == (
+        "  strict#0:anthropic  anthropic/claude-sonnet-4-5  level 1, weight 1, healthy, after a context_window error"
+    )
+
+
 def test_it_reads_standard_input_and_prints_json() -> None:
     result = run("-", "-m", "claude", "-c", "sidecar.yaml", "--json", input=json.dumps(REQUEST))
     shown = json.loads(result.stdout)

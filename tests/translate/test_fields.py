@@ -125,6 +125,12 @@ def test_a_cell_says_what_happens(provider: Provider, field: str) -> None:
         assert found.is_partial or not refused, f"the note must say that {refused!r} is refused"
 
 
+@pytest.mark.parametrize("name", sorted(PROVIDERS.keys() - DISTINCT.keys()))
+def test_every_cell_of_the_other_rows_too(name: str) -> None:
+    for field in cells([PROVIDERS[name]]):
+        test_a_cell_says_what_happens(PROVIDERS[name], field)
+
+
 @pytest.mark.parametrize(("provider", "field"), CELLS)
 def test_what_a_cell_refuses_is_dropped_by_one_policy_and_sent_by_the_other(provider: Provider, field: str) -> None:
     if cell(provider, field).fate != "refused":
