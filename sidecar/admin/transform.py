@@ -24,7 +24,6 @@ from sidecar.asgi import (
     aside,
     close_exchange,
     open_exchange,
-    paths,
     read_body,
     refuse,
 )
@@ -95,7 +94,7 @@ def transform_route(
             callers=callers,
             end_user_header=end_user_header,
             access_groups=access_groups,
-            applies=paths(PATH),
+            applies=lambda scope: True,  # the route has chosen; nothing may pass unjudged
         )
     return Route(PATH, Unwrapped(app), methods=["POST"])
 

@@ -8,6 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from sidecar.translate import PROVIDERS
 from tests.faults.provider import FaultProvider, fault_provider
@@ -117,6 +119,24 @@ async def test_only_who_may_make_the_call_is_shown_it(every: Running) -> None:
     assert (await ask(every, MASTER, body("nothing"))).status_code == 404
     got = await every.http.get(every.url + PATH, headers={"authorization": f"Bearer {MASTER}"})
     assert got.status_code == 405
+
+
+async def test_below_a_prefix_it_is_judged_the_same(tmp_path: Path, faults: FaultProvider) -> None:
+    def host(gateway: Any) -> Any:
+        return Starlette(routes=[Mount("/llm", gateway)])
+
+    async with served(tmp_path, faults.base_url, mount=host, prefix="/llm") as gateway:
+        assert (await ask(gateway, None, body("claude"))).status_code == 401
+        assert (await ask(gateway, "sk-nobodys", body("claude"))).status_code == 401
+        assert (await ask(gateway, MASTER, body("claude"))).status_code == 200
+        for path in (
+            f"{PATH}/",
+            "//utils/transform_request",
+            "/utils/../utils/transform_request",
+            "/UTILS/transform_request",
+        ):
+            found = await gateway.http.post(f"{gateway.url}{path}", json=body("claude"))
+            assert found.status_code in (401, 404), path
 
 
 async def test_a_callers_end_user_may_be_kept_from_a_model_here_too(every: Running) -> None:
