@@ -227,8 +227,7 @@ class Dispatch:
             failed = None
         elif attempt.is_lost:
             failed = None
-            if live.wait_s is None or now - attempt.started_at > live.wait_s:
-                live.waited(now, now - attempt.started_at)  # at least
+            live.outrun(now, now - attempt.started_at)
         self._host.router.board.ended(
             live,
             now,

@@ -101,6 +101,12 @@ class Live:
         self._peak_s = wait_s if wait_s > peak else peak + (1.0 - faded) * wait_s
         self._peak_at = now
 
+    def outrun(self, now: float, after_s: float) -> None:
+        """Another attempt began content first, so this one was ended. It would have taken longer, nobody knows how
+        long: twice as much, if that is news."""
+        if self.wait_s is None or 2 * after_s > self.wait_s:
+            self.waited(now, 2 * after_s)
+
 
 class Board:
     """One per process."""

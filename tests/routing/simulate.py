@@ -11,12 +11,13 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sidecar.routing.candidates import Candidates
 from sidecar.routing.health import Health
-from sidecar.routing.plan import Failure, Full, Policy, Try, attempts
+from sidecar.routing.hedging import Hedges, Hedging
+from sidecar.routing.plan import SLOW, Failure, Policy, Said, Try, attempts
 from sidecar.routing.router import Here, Router
 from sidecar.types import Deployment, Limits
 
@@ -37,6 +38,8 @@ class Place:
     down_until: float = math.inf
     fail_s: float = 0.05
     fail_share: float = 0.0
+    stall_share: float = 0.0
+    """Of its calls take ten times as long until content begins."""
     slow_from: float = math.inf
     slow_until: float = math.inf
     slower: float = 1.0
@@ -62,6 +65,8 @@ class Result:
     failed: int = 0
     refused: int = 0
     served_at: dict[str, list[float]] = field(default_factory=dict)
+    hedged: int = 0
+    won: int = 0
 
     @property
     def requests(self) -> int:
@@ -113,63 +118,12 @@ class _World:
         if place.slow_from <= self.now < place.slow_until:
             strain *= place.slower
         first_s = strain * place.first_s * self.random.lognormvariate(0.0, 0.35)
+        if place.stall_share and self.random.random() < place.stall_share:
+            first_s *= 10
         return "ok", first_s, first_s + strain * place.rest_s * self.random.lognormvariate(0.0, 0.35)
 
     def request(self) -> None:
-        here = Here(self.router, self.random.random)
-        plan = attempts(
-            self.candidates, policy=self.policy, world=here, now=self.clock, draw=self.random.random,
-            started_at=self.now,
-        )  # fmt: skip
-        self.step(plan, None, self.now, False)
-
-    def step(
-        self, plan: Generator[Try, Failure | Full, float | None], said: Failure | None, began: float, tried: bool
-    ) -> None:
-        try:
-            step = next(plan) if said is None else plan.send(said)
-        except StopIteration:
-            if tried:
-                self.result.failed += 1
-            else:
-                self.result.refused += 1
-            return
-        if step.wait_s:
-            self.at(self.now + step.wait_s, lambda: self.attempt(plan, step.deployment, began))
-        else:
-            self.attempt(plan, step.deployment, began)
-
-    def attempt(self, plan: Generator[Try, Failure | Full, float | None], deployment: Deployment, began: float) -> None:
-        name = deployment.deployment_id
-        kind, first_s, whole_s = self.outcome(self.places[name])
-        self.result.attempts[name] += 1
-        self.calls[name] += 1
-        live = self.router.board.started(deployment, self.now)
-        started = self.now
-
-        def ended() -> None:
-            self.calls[name] -= 1
-            failed = kind != "ok"
-            self.router.board.ended(
-                live,
-                self.now,
-                took_s=self.now - started,
-                began_s=None if failed else first_s,
-                output=0 if failed else 100,
-                failed=failed,
-            )
-            if failed:
-                self.router.health.failed(deployment, kind, self.now, kind=kind)
-                self.step(plan, Failure(kind), began, True)
-            else:
-                self.router.health.succeeded(deployment)
-                self.result.served[name] += 1
-                self.result.served_at.setdefault(name, []).append(started)
-                self.result.first_s.append(started + first_s - began)
-
-        if kind == "ok":
-            self.at(self.now + first_s, lambda: live.waited(self.now, first_s))
-        self.at(self.now + whole_s, ended)
+        _Request(self).step(None)
 
     def run(self, requests: int, per_second: float) -> Result:
         when = 0.0
@@ -182,6 +136,118 @@ class _World:
         return self.result
 
 
+class _Call:
+    """One attempt under way. `is_over`: it ended, or another answered first."""
+
+    def __init__(self, world: _World, deployment: Deployment) -> None:
+        self.world = world
+        self.deployment = deployment
+        self.name = deployment.deployment_id
+        self.started = world.now
+        self.is_over = False
+        self.kind, self.first_s, self.whole_s = world.outcome(world.places[self.name])
+        world.result.attempts[self.name] += 1
+        world.calls[self.name] += 1
+        self.live = world.router.board.started(deployment, world.now)
+
+    def ended(self, failed: bool | None) -> None:
+        self.is_over = True
+        world = self.world
+        world.calls[self.name] -= 1
+        world.router.board.ended(
+            self.live,
+            world.now,
+            took_s=world.now - self.started,
+            began_s=self.first_s if failed is False else None,
+            output=100 if failed is False else 0,
+            failed=failed,
+        )
+
+    def lost(self) -> None:
+        """Another answered first."""
+        self.live.outrun(self.world.now, self.world.now - self.started)
+        self.ended(None)
+
+
+class _Request:
+    def __init__(self, world: _World) -> None:
+        self.world = world
+        self.began = world.now
+        self.calls: list[_Call] = []
+        self.answering: _Call | None = None
+        here = Here(world.router, world.random.random)
+        self.plan = attempts(
+            world.candidates, policy=world.policy, world=here, now=world.clock, draw=world.random.random,
+            started_at=world.now,
+        )  # fmt: skip
+        self.after_s = world.router.hedges.after_s("g", True)
+
+    def step(self, said: Said | None) -> None:
+        world = self.world
+        try:
+            step = next(self.plan) if said is None else self.plan.send(said)
+        except StopIteration:
+            for call in self.calls:
+                if not call.is_over:
+                    call.ended(None)
+            if self.calls:
+                world.result.failed += 1
+            else:
+                world.result.refused += 1
+            return
+        if type(step) is not Try:
+            if said is SLOW:
+                world.router.hedges.give_back("g")
+        elif step.wait_s:
+            deployment = step.deployment
+            world.at(world.now + step.wait_s, lambda: self.attempt(deployment))
+        else:
+            self.attempt(step.deployment)
+
+    def attempt(self, deployment: Deployment) -> None:
+        world = self.world
+        call = _Call(world, deployment)
+        if not self.calls and self.after_s is not None:
+            world.at(world.now + self.after_s, self.slow)
+        self.calls.append(call)
+        if call.kind == "ok":
+            world.at(world.now + call.first_s, lambda: self.content(call))
+        world.at(world.now + call.whole_s, lambda: self.end(call))
+
+    def slow(self) -> None:
+        first, hedges = self.calls[0], self.world.router.hedges
+        if self.answering is None and not first.is_over and len(self.calls) == 1 and hedges.take("g"):
+            self.step(SLOW)
+
+    def content(self, call: _Call) -> None:
+        if call.is_over:
+            return
+        world, first = self.world, self.calls[0]
+        self.answering = call
+        call.live.waited(world.now, call.first_s)
+        world.router.hedges.waited("g", True, world.now - first.started)
+        if len(self.calls) > 1 and not first.is_over and call is not first:
+            world.router.hedges.won("g")
+        for other in self.calls:
+            if other is not call and not other.is_over:
+                other.lost()
+
+    def end(self, call: _Call) -> None:
+        if call.is_over:
+            return
+        world, result = self.world, self.world.result
+        failed = call.kind != "ok"
+        call.ended(failed)
+        if failed:
+            world.router.health.failed(call.deployment, call.kind, world.now, kind=call.kind)
+            self.step(Failure(call.kind, of=call.deployment))
+        else:
+            world.router.health.succeeded(call.deployment)
+            result.served[call.name] += 1
+            result.served_at.setdefault(call.name, []).append(call.started)
+            result.first_s.append(call.started + call.first_s - self.began)
+
+
 def simulate(
     places: Sequence[Place],
     strategy: str,
@@ -190,10 +256,13 @@ def simulate(
     per_second: float = 20.0,
     policy: Policy | None = None,
     cooldown_s: float = 5.0,
+    hedging: Hedging | None = None,
     seed: int = 1,
 ) -> Result:
-    router = Router(strategy=strategy, health=Health(cooldown_s))
-    return _World(places, router, policy or Policy(), seed).run(requests, per_second)
+    router = Router(strategy=strategy, health=Health(cooldown_s), hedges=Hedges(hedging))
+    result = _World(places, router, policy or Policy(), seed).run(requests, per_second)
+    result.hedged, result.won = router.hedges.counts().get("g", (0, 0))
+    return result
 
 
 SCENARIOS: dict[str, tuple[Place, ...]] = {
@@ -212,3 +281,13 @@ SCENARIOS: dict[str, tuple[Place, ...]] = {
     "one at 150 rpm": (*(Place(f"d{n}", capacity=40) for n in range(3)), Place("meagre", capacity=40, rpm=150)),
 }
 """Ten thousand requests at 20 a second each: about 500 s."""
+
+STALLING: dict[str, tuple[Place, ...]] = {
+    "equal": SCENARIOS["equal"],
+    "2 % stall": tuple(Place(f"d{n}", capacity=40, stall_share=0.02) for n in range(4)),
+    "10 % stall": tuple(Place(f"d{n}", capacity=40, stall_share=0.1) for n in range(4)),
+    "one slow": SCENARIOS["one slow"],
+    "one slows down": SCENARIOS["one slows down"],
+    "all at capacity": tuple(Place(f"d{n}", capacity=12, stall_share=0.02) for n in range(4)),
+}
+"""For hedging: calls that stall at random, as no strategy can foresee; and places that have nothing to spare."""

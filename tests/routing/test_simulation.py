@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from sidecar.routing.hedging import BURST, Hedging
 from sidecar.routing.plan import Policy
 from sidecar.routing.strategies import STRATEGIES
-from tests.routing.simulate import SCENARIOS, Place, Result, simulate
+from tests.routing.simulate import SCENARIOS, STALLING, Place, Result, simulate
 
 SMALL = 3000
 
@@ -88,6 +89,36 @@ def test_a_second_level_is_used_only_while_the_first_cannot_serve() -> None:
     # Until the pause is over and the trial is back.
     assert all(50 <= at <= 110 for at in result.served_at["second"])
     assert result.failed == 0
+
+
+@pytest.mark.parametrize("strategy", ["weighted", "adaptive"])
+@pytest.mark.parametrize("scenario", sorted(STALLING))
+def test_hedging_never_costs_more_than_its_share_and_does_not_lengthen_the_tail(scenario: str, strategy: str) -> None:
+    alone = simulate(STALLING[scenario], strategy)
+    hedged = simulate(STALLING[scenario], strategy, hedging=Hedging(share=0.1))
+    assert (hedged.requests, hedged.failed, hedged.refused) == (10_000, 0, 0)
+    assert hedged.wasted == hedged.hedged <= 0.1 * 10_000 + BURST
+    assert hedged.quantile(0.99) <= 1.02 * alone.quantile(0.99)
+
+
+def test_hedging_cuts_a_tail_of_single_calls_that_stall() -> None:
+    alone = simulate(STALLING["2 % stall"], "adaptive")
+    hedged = simulate(STALLING["2 % stall"], "adaptive", hedging=Hedging())
+    assert hedged.quantile(0.99) < 0.4 * alone.quantile(0.99)
+    assert hedged.hedged < 600
+    assert hedged.won > 0.3 * hedged.hedged
+
+
+def test_the_share_of_second_attempts_is_kept_when_everything_is_slow() -> None:
+    places = [Place(f"d{n}", slow_from=100, slow_until=400, slower=10) for n in range(4)]
+    hedged = simulate(places, "adaptive", hedging=Hedging(share=0.03))
+    assert hedged.hedged <= 0.03 * 10_000 + BURST
+
+
+def test_hedging_gets_through_faults_as_well() -> None:
+    for scenario in ("one down 100 s", "one fails 20 %"):
+        hedged = simulate(SCENARIOS[scenario], "adaptive", hedging=Hedging())
+        assert (hedged.requests, hedged.failed) == (10_000, 0)
 
 
 def test_the_same_seed_gives_the_same_run() -> None:

@@ -248,3 +248,17 @@ def test_a_home_much_busier_than_its_share_is_passed_over() -> None:
     assert calls[0] is home
     assert 22 <= calls.count(home) <= 27, "a quarter more than its half"
     assert calls.count(other) == 40 - calls.count(home)
+
+
+def test_one_that_was_outrun_counts_as_twice_as_slow_as_it_was_seen_to_be() -> None:
+    board = Board()
+    slow, quick = deployment("slow"), deployment("quick")
+    live = board.of(slow)
+    live.outrun(1000.0, 1.0)
+    assert live.wait_s == 2.0
+    live.waited(1001.0, 30.0)
+    known = live.wait_s
+    live.outrun(1002.0, 1.0)
+    assert live.wait_s == known, "that is no news"
+    board.of(quick).waited(1000.0, 0.1)
+    assert adaptive([slow, quick], board, 1002.0, random.Random(1).random) is quick
