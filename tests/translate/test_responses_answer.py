@@ -148,6 +148,29 @@ def test_citations_are_annotations_counted_from_the_contents_start() -> None:
     assert found == [{"type": "url_citation", "url_citation": expected}]
 
 
+def test_a_server_that_tells_no_parts_has_its_citations_in_place_too() -> None:
+    cited = {"type": "url_citation", "url": "https://example.com", "title": "T", "start_index": 1, "end_index": 3}
+    items = [message(text("12345")), message(text("abcde", annotations=[cited]))]
+    pieces = [piece for piece in stream_of(items) if b"response.content_part" not in piece]
+    translator = get_provider("openai").stream(make_call({"stream": True}, model="o3-pro"), SSE)
+    deltas = [one["choices"][0]["delta"] for one in events(run(translator, *pieces)) if one != "[DONE]"]
+    (found,) = [one for delta in deltas for one in delta.get("annotations") or []]
+    assert (found["url_citation"]["start_index"], found["url_citation"]["end_index"]) == (6, 8)
+
+
+def test_a_stream_of_ever_new_parts_leaves_nothing_behind() -> None:
+    translator = get_provider("openai").stream(make_call({"stream": True}, model="o3-pro"), SSE)
+    begin, *parts, _ = stream_of([message(text("x"))])
+    translator.feed(begin)
+    sizes = []
+    for at in range(60):
+        for piece in parts:
+            translator.feed(piece.replace(b'"content_index":0', b'"content_index":%d' % at))
+        state = (getattr(translator, name) for name in type(translator).__slots__)
+        sizes.append(sum(len(value) for value in state if isinstance(value, (dict, set))))
+    assert sizes[9] == sizes[-1]
+
+
 def test_logprobs_in_chats_form() -> None:
     token = {"token": "é", "logprob": -0.5, "bytes": [195, 169], "top_logprobs": [
         {"token": "é", "logprob": -0.5, "bytes": [195, 169]}]}  # fmt: skip

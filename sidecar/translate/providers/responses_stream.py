@@ -118,6 +118,10 @@ class ResponsesStream(StreamTranslator):
         if kind == "response.content_part.added":
             self._part_starts[parsed.output_index, parsed.content_index] = self._turn.said
             return b""
+        if kind == "response.content_part.done":
+            self._part_starts.pop((parsed.output_index, parsed.content_index), None)
+            self._said_parts.discard((parsed.output_index, parsed.content_index))
+            return b""
         if kind == "response.output_text.done" and parsed.text:
             return self._once(parsed, parsed.text, self._text)
         if kind == "response.refusal.done" and parsed.refusal:
@@ -145,8 +149,11 @@ class ResponsesStream(StreamTranslator):
     def _text(self, event: _Event, text: str) -> bytes:
         if not text:
             return b""
+        place = (event.output_index, event.content_index)
+        if place not in self._said_parts:
+            self._said_parts.add(place)
+            self._part_starts.setdefault(place, self._turn.said)
         self._turn.said += len(text)
-        self._said_parts.add((event.output_index, event.content_index))
         self.content_started = self._has_content = True
         logprobs = b"null"
         if event.logprobs and (tokens := logprobs_of(event.logprobs)):
