@@ -19,7 +19,7 @@ from sidecar.translate.content import messages_of
 from sidecar.translate.framing import Event
 from sidecar.translate.provider import Auth, Call, Head, StreamTranslator, UpstreamRequest
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
-from sidecar.translate.providers.openai import wants_usage
+from sidecar.translate.providers.openai import OpenAIStream, wants_usage
 from sidecar.translate.providers.reshaped import ReshapedDialect, ReshapedStream, choices_of
 
 VERSION = "2024-10-08"
@@ -63,6 +63,16 @@ class _Choices(msgspec.Struct, gc=False):
 
 
 _decode_choices = msgspec.json.Decoder(_Choices).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_ODD_CHUNK = re.compile(rb'"finish_reason"\s*:\s*"|"content"\s*:\s*""')
+"""What a chunk holds that is not reshaped by its names alone."""
+
+
+def _raw(value: str | int) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+_CHUNK = _raw("chat.completion.chunk")
 
 
 class Watsonx(ReshapedDialect):
@@ -207,7 +217,7 @@ class WatsonxStream(ReshapedStream):
     """Ends without a word: it is whole when the body ends after every choice has its finish reason. So the last of
     these and what follows it are written then."""
 
-    __slots__ = ("_finished", "_held", "_seen", "_watsonx")
+    __slots__ = ("_created", "_finished", "_held", "_id", "_is_several", "_model", "_seen", "_watsonx")
 
     def __init__(self, provider: Watsonx, call: Call, is_usage_hidden: bool) -> None:
         super().__init__(provider, call, is_usage_hidden)
@@ -215,6 +225,10 @@ class WatsonxStream(ReshapedStream):
         self._seen: set[int] = set()
         self._finished: set[int] = set()
         self._held = b""
+        self._is_several = call.payload.get("n") not in (None, 1)
+        self._id = _raw(f"chatcmpl-{call.exchange_id}")
+        self._created = _raw(int(call.now))
+        self._model = _raw(call.model)
 
     def on_event(self, event: Event) -> bytes:
         name, data, _ = event
@@ -222,15 +236,33 @@ class WatsonxStream(ReshapedStream):
             raise self._watsonx.stated(self._call, msgspec.json.decode(data))
         if data is None or data == b"[DONE]":
             return b""  # its ids and pings mean nothing to OpenAI's clients
-        out = super().on_event((b"", data, b"data: %s\n\n" % data))
-        for choice in _decode_choices(data).choices:
-            self._seen.add(choice.index)
-            if choice.finish_reason:
-                self._finished.add(choice.index)
+        is_odd = _ODD_CHUNK.search(data) is not None
+        if is_odd or not self._seen or self._is_several:
+            for choice in _decode_choices(data).choices:
+                self._seen.add(choice.index)
+                if choice.finish_reason:
+                    self._finished.add(choice.index)
+        if is_odd:
+            out = super().on_event((b"", data, b"data: %s\n\n" % data))
+        else:
+            data = self._renamed(data)
+            out = OpenAIStream.on_event(self, (b"", data, b"data: %s\n\n" % data))
         if not self.is_whole():
             return out
         self._held += out
         return b""
+
+    def _renamed(self, data: bytes) -> bytes:
+        """What `reshape` does to most chunks, without building what is in them."""
+        fields = _decode_fields(data)
+        if "choices" not in fields and "model_id" not in fields:
+            return data
+        model = fields.pop("model_id", None)
+        fields.setdefault("id", self._id)
+        fields.setdefault("object", _CHUNK)
+        fields.setdefault("created", self._created)
+        fields.setdefault("model", model or self._model)
+        return msgspec.json.encode(fields)
 
     def is_whole(self) -> bool:
         return bool(self._seen) and self._seen == self._finished
