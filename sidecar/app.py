@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, tzinfo
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -62,6 +63,7 @@ from sidecar.middleware.auth import AuthMiddleware, KeyLookup, bearer_token
 from sidecar.middleware.budget import BudgetMiddleware
 from sidecar.middleware.idempotency import AnswerStore, IdempotencyMiddleware
 from sidecar.middleware.observe import AccessLog, ObserveMiddleware
+from sidecar.middleware.prompts import PromptsMiddleware
 from sidecar.middleware.rate_limit import RateLimitMiddleware
 from sidecar.middleware.route import RouteMiddleware
 from sidecar.middleware.shed import LoopLag, ShedMiddleware
@@ -78,6 +80,7 @@ from sidecar.routing.router import Router
 from sidecar.spend.journal import Journal
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.price_loader import load_price
+from sidecar.spend.prompts import Prompts, find
 from sidecar.spend.recorder import Recorder
 from sidecar.spend.sinks import open_sink
 from sidecar.upstream.base import Transport
@@ -104,6 +107,7 @@ def build_stack(
     answers: AnswerStore | None,
     max_answer_bytes: int,
     answer_wait_s: float,
+    prompts: Prompts | None,
     policy: AdmissionPolicy,
     recorder: Recorder,
     catalog: Catalog,
@@ -125,6 +129,8 @@ def build_stack(
     app = RateLimitMiddleware(app, policy=policy, room=room)
     if answers is not None:
         app = IdempotencyMiddleware(app, store=answers, max_answer_bytes=max_answer_bytes, wait_s=answer_wait_s)
+    if prompts is not None:
+        app = PromptsMiddleware(app, store=prompts)
     if keys is not None:
         app = AuthMiddleware(
             app,
@@ -151,7 +157,9 @@ def build_app(
     stored = ModelTable(store, Vault(config.store.encryption_key) if config.store.encryption_key else None)
     live = LiveCatalog(catalog, stored, lambda more: build_catalog(config, environment, more), load_price)
     table = KeyTable(store)
-    ledger = Ledger(database, retention_days=config.spend.retention_days)
+    settings = config.spend
+    ledger = Ledger(database, retention_days=settings.retention_days, prompt_days=settings.prompt_days)
+    prompts = Prompts(database, max_bytes=settings.prompt_max_bytes) if settings.store_prompts else None
     recorder = Recorder(
         Journal(config.store.journal_dir, durability=config.store.durability),
         ledger,
@@ -231,6 +239,7 @@ def build_app(
         answers=answers,
         max_answer_bytes=config.idempotency.max_answer_mb * MIB,
         answer_wait_s=config.idempotency.wait_s,
+        prompts=prompts,
         policy=policy,
         recorder=recorder,
         catalog=catalog,
@@ -277,6 +286,7 @@ def build_app(
             ledger=ledger,
             models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=time.time),
             unknown=jobs.unknown,
+            prompts=partial(find, database),
             exchanges=shared_records.find if shared_records is not None else records.found,
             admission=admission,
             tell=feed.poll,
@@ -300,7 +310,7 @@ def build_app(
         await live.reload()
 
     parts = (database, transport, media, admission, recorder, ticker, lag, live, feed, keys, callers, subjects, cache)
-    closers = [part.aclose for part in (*parts, answers, pauses, shared_records, jobs) if part is not None]
+    closers = [part.aclose for part in (*parts, answers, pauses, shared_records, jobs, prompts) if part is not None]
     return Gateway(
         stack,
         routes,

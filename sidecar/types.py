@@ -160,6 +160,8 @@ class Principal:
     is_blocked: bool = False
     role: str | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    stores_prompts: bool = True
+    """False: what it asks and is answered is never stored, whatever `spend.store_prompts` says."""
 
 
 Role = Literal["proxy_admin", "proxy_admin_viewer", "internal_user", "internal_user_viewer"]

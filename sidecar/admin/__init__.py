@@ -16,7 +16,7 @@ from sidecar.admin.keys import KeyAdmin
 from sidecar.admin.models import ModelAdmin
 from sidecar.admin.openapi import document
 from sidecar.admin.requests import Nothing
-from sidecar.admin.spend import Resolver, SpendAdmin
+from sidecar.admin.spend import FindPrompt, Resolver, SpendAdmin
 from sidecar.admin.subjects import BUDGETS, CUSTOMERS, TAGS, OrganizationAdmin, SubjectAdmin, UserAdmin
 from sidecar.admin.table import Handlers, endpoints
 from sidecar.admin.teams import OrganizationMembers, TeamAdmin
@@ -41,6 +41,7 @@ def admin_table(
     models: ModelAdmin | None = None,
     status: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
     unknown: Resolver | None = None,
+    prompts: FindPrompt | None = None,
     exchanges: Find | None = None,
     admission: Seeder | None = None,
     tell: Callable[[], Awaitable[None]] | None = None,
@@ -67,12 +68,13 @@ def admin_table(
             customer=SubjectAdmin(CUSTOMERS, **parts),
             budget=SubjectAdmin(BUDGETS, **parts),
             tag=SubjectAdmin(TAGS, **parts),
-            spend=SpendAdmin(ledger=ledger, tree=tree, unknown=unknown),
+            spend=SpendAdmin(ledger=ledger, tree=tree, unknown=unknown, prompts=prompts),
             audit=AuditAdmin(tree.principals.store),
             model=models,
             status=asked if status is not None else None,
             exchange=ExchangeAdmin(find=exchanges, ledger=ledger) if exchanges is not None else None,
             resolves=unknown is not None,
+            shows_prompts=prompts is not None,
         )
     )
 

@@ -508,6 +508,12 @@ class LogsQuery(KeyTotalsQuery):
     cursor: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
 
+class PromptQuery(Query):
+    """`GET /spend/prompts/{exchange_id}`."""
+
+    exchange_id: Name
+
+
 class ResolveUnknown(Strict):
     """`POST /spend/resolve`: what an attempt of unknown cost really cost. `attempt` if several are unknown."""
 

@@ -5,20 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from sidecar.admin.access import Reach
 from sidecar.admin.endpoint import Call
-from sidecar.admin.policy import usd
-from sidecar.admin.requests import KeyTotalsQuery, LogsQuery, ReportQuery, ResolveUnknown, TotalsQuery
-from sidecar.errors import NotFoundError, UnavailableError
+from sidecar.admin.policy import shown_at, usd
+from sidecar.admin.requests import KeyTotalsQuery, LogsQuery, PromptQuery, ReportQuery, ResolveUnknown, TotalsQuery
+from sidecar.errors import NotFoundError, PermissionDeniedError, UnavailableError
 from sidecar.identity.changes import Event
 from sidecar.identity.row import KeyRow
 from sidecar.identity.tree import Tree
 from sidecar.limits.store import StoreDownError
 from sidecar.spend.ledger import Ledger, Total
+from sidecar.spend.prompts import Prompt
 from sidecar.spend.reports import Line, Sums, key_aliases, report
 from sidecar.types import NANO, SpendRecord
 
@@ -34,11 +35,17 @@ class Resolver(Protocol):
     async def resolve(self, exchange_id: str, cost_nano: int, *, attempt: int | None = None) -> list[SpendRecord]: ...
 
 
+FindPrompt = Callable[[str], Awaitable[Prompt | None]]
+
+
 class SpendAdmin:
     """The handlers of `/spend/*`."""
 
-    def __init__(self, *, ledger: Ledger, tree: Tree, unknown: Resolver | None = None) -> None:
+    def __init__(
+        self, *, ledger: Ledger, tree: Tree, unknown: Resolver | None = None, prompts: FindPrompt | None = None
+    ) -> None:
         self._ledger = ledger
+        self._prompts = prompts
         self._tree = tree
         self._unknown = unknown
 
@@ -72,6 +79,29 @@ class SpendAdmin:
         async with store.write() as connection:
             await store.note(connection, event)
         return {"data": [described_record(row) for row in rows]}
+
+    async def prompt(self, call: Call, query: PromptQuery) -> Mapping[str, Any]:
+        """What was asked and answered, if it was stored; who looked is in the audit."""
+        assert self._prompts is not None
+        if not call.reach.changes_all:
+            raise PermissionDeniedError(
+                "The gateway refused the call: prompts are for administrators.", code="role_not_allowed"
+            )
+        found = await self._prompts(query.exchange_id)
+        if found is None:
+            raise NotFoundError("No prompt is stored for this exchange.", param="exchange_id")
+        store = self._tree.principals.store
+        async with store.write() as connection:
+            await store.note(connection, Event(call.actor, "read", "prompt", query.exchange_id))
+        return {
+            "exchange_id": found.exchange_id,
+            "at": shown_at(found.at),
+            "token": found.key_hash,
+            "request": found.request,
+            "request_cut": found.request_cut,
+            "answer": found.answer,
+            "answer_cut": found.answer_cut,
+        }
 
     async def keys(self, call: Call, query: KeyTotalsQuery) -> Mapping[str, Any]:
         """What each key spent, the dearest first. A deleted key keeps its spend and has no name."""

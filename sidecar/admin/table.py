@@ -36,6 +36,7 @@ class Handlers:
     status: Handler | None = None
     exchange: ExchangeAdmin | None = None
     resolves: bool = False
+    shows_prompts: bool = False
 
 
 def endpoints(h: Handlers) -> list[Endpoint]:
@@ -55,6 +56,9 @@ def endpoints(h: Handlers) -> list[Endpoint]:
         Endpoint("GET", "/spend/report", r.ReportQuery, h.spend.report, "What was spent, by whom and on what."),
         Endpoint("GET", "/audit", r.AuditQuery, h.audit.page, "Who wrote what, newest first."),
     ]
+    if h.shows_prompts:
+        says = "What was asked and answered, if spend.store_prompts is on."
+        table.append(Endpoint("GET", "/spend/prompts/{exchange_id}", r.PromptQuery, h.spend.prompt, says))
     if h.resolves:
         says = "What an attempt of unknown cost really cost, by rows that correct it."
         table.append(Endpoint("POST", "/spend/resolve", r.ResolveUnknown, h.spend.resolve, says))

@@ -232,6 +232,9 @@ class SpendSettings(Strict):
     sinks: list[SinkSettings] = []
     sink_queue: Int = Field(default=10_000, ge=1, le=1_000_000)
     write_off_unknown_h: Annotated[float, Field(gt=0, le=24 * 3660), BeforeValidator(number)] | None = None
+    store_prompts: bool = False
+    prompt_days: Int = Field(default=30, ge=1, le=3660)
+    prompt_max_bytes: Int = Field(default=65_536, ge=256, le=4_194_304)
 
 
 class WebhookSettings(Strict):

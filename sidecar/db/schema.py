@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration: what `Database.schema_is_current` compares with."""
 
 metadata = sa.MetaData()
@@ -206,6 +206,20 @@ spend_daily = sa.Table(
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in TOTALS),
 )
 """Rows of `spend` added up by UTC day, for each dimension of `spend.rollups` and each model; kept when rows go."""
+
+prompts = sa.Table(
+    "prompts",
+    metadata,
+    sa.Column("exchange_id", ordered_text, primary_key=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("key_hash", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("request_cut", sa.Boolean, nullable=False),
+    sa.Column("answer_cut", sa.Boolean, nullable=False),
+    sa.Index("ix_prompts_at", "at"),
+)
+"""What was asked and answered, where `spend.store_prompts` is on; never in `spend`."""
 
 spend_state = sa.Table(
     "spend_state",

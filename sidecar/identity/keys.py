@@ -35,7 +35,7 @@ _Name = tuple[str, str]
 
 
 _ABOVE_KEYS = frozenset({"team", "member", "user", "organization", "budget"})
-_NOT_ABOVE_KEYS = frozenset({"end_user", "tag", "model", "spend"})
+_NOT_ABOVE_KEYS = frozenset({"end_user", "tag", "model", "spend", "prompt"})
 
 
 class KeySource(Protocol):

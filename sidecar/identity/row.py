@@ -111,6 +111,7 @@ class PrincipalRow(Policy, frozen=True, kw_only=True):
             is_blocked=self.blocked,
             role=self.role,
             aliases=self.model_aliases,
+            stores_prompts=self.metadata.get("store_prompts") is not False,
         )
 
 

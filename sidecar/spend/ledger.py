@@ -20,6 +20,7 @@ import msgspec
 from sidecar.errors import BadRequestError
 from sidecar.spend.ledger_postgres import PostgresWriter
 from sidecar.spend.ledger_sqlite import SqliteWriter
+from sidecar.spend.prompts import forget
 from sidecar.spend.retention import forget_rows
 from sidecar.spend.rollups import DAY, Span, span, totals_of
 from sidecar.spend.rows import Row, micros, record_of, record_of_columns, row_of, storable
@@ -73,8 +74,11 @@ class Total:
 class Ledger:
     """Rows in, pages and sums out, on SQLite and PostgreSQL alike. Instants are Unix seconds."""
 
-    def __init__(self, database: Database, *, retention_days: int | None = None) -> None:
+    def __init__(
+        self, database: Database, *, retention_days: int | None = None, prompt_days: int | None = None
+    ) -> None:
         self.database = database
+        self._prompt_days = prompt_days
         self._retention_days = retention_days
         self._writer = SqliteWriter(database) if database.dialect == "sqlite" else PostgresWriter(database)
 
@@ -302,11 +306,14 @@ class Ledger:
         return [Total(row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in found]
 
     async def maintain(self) -> None:
-        """Now and then: make the next partitions, drop rows older than the retention. Raises `UnavailableError`."""
+        """Now and then: make the next partitions, drop rows and prompts past their retention. Raises
+        `UnavailableError`."""
         async with translated():
             await self.database.make_partitions()
             if self._retention_days is not None:
                 await forget_rows(self.database, now=self.database.now(), days=self._retention_days)
+            if self._prompt_days is not None:
+                await forget(self.database, before_at=self.database.now() - self._prompt_days * 86_400)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:

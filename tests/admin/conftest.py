@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -28,6 +29,7 @@ from sidecar.jobs.unknown import Unknown
 from sidecar.records import Records
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.price_loader import load_price
+from sidecar.spend.prompts import find
 from sidecar.types import Identity, Secret
 from tests.identity.source import Clock
 
@@ -117,6 +119,7 @@ async def api(database_url: str) -> AsyncIterator[Api]:
         ledger=ledger,
         status=_status,
         unknown=Unknown(ledger, None, zone=UTC),
+        prompts=partial(find, database),
         exchanges=Records().found,
         models=ModelAdmin(table=stored, catalog=catalog, live=live, clock=clock),
         admission=seeds,
