@@ -66,8 +66,7 @@ def usage(deployments: Sequence[Deployment], board: Board, now: float, draw: Dra
     for its weight."""
     least = fewest = _NEVER
     good: list[Deployment] = []
-    for deployment in deployments:
-        live = board.of(deployment)
+    for deployment, live in zip(deployments, board.all_of(deployments), strict=True):
         if live.turns_at <= now:
             live.turn(now)
         limits = deployment.limits
