@@ -1,6 +1,6 @@
 """An OpenAI chat request as an Anthropic Messages request: everything but the message contents.
 
-Neighbours: `anthropic_content` (messages), `anthropic` (the provider). Pure functions of the call: the same request
+Neighbours: `anthropic_content` (messages), `anthropic_tools`, `anthropic` (the provider). Pure functions of the call: the same request
 twice gives the same bytes.
 https://platform.claude.com/docs/en/api/messages/create
 """
@@ -13,14 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.translate.content import bad
-from sidecar.translate.fields import Drop, dropper
+from sidecar.translate.fields import dropper
 from sidecar.translate.losses import is_asked, note
 from sidecar.translate.provider import Call, Provider, select_params
-from sidecar.translate.providers.anthropic_content import Block, called_tools, convert_messages, tool_name
-from sidecar.translate.providers.anthropic_extras import search_tool
+from sidecar.translate.providers.anthropic_content import Block, convert_messages, tool_name
 from sidecar.translate.providers.anthropic_models import ModelTraits, traits
-from sidecar.translate.schema import rewrite
-from sidecar.translate.schema_rules import CLAUDE_STRICT
+from sidecar.translate.providers.anthropic_tools import set_tools, strict_schema
 
 DEFAULT_MAX_TOKENS = 4096
 THINKING_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32000}
@@ -29,14 +27,11 @@ MIN_THINKING_BUDGET = 1024
 JSON_TOOL = "respond_in_json"
 """The tool a model is made to call when it has no native JSON output; its input becomes the answer's content."""
 
-_NATIVE_TOOL = re.compile(r"[a-z0-9_]+_\d{8}")
 _MAIL_OR_PHONE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|(?=(?:\D*\d){7})[+()\-.\s\d]{7,}")
 _DONE = (
     "stream", "stream_options", "model", "max_tokens", "max_completion_tokens", "anthropic_beta",
     "structured_output", "base_model",
 )  # fmt: skip
-STRUCTURE_LOST = ("/additionalProperties", "/$ref", "/patternProperties")
-_TOOL_EXTRAS = ("cache_control", "defer_loading", "allowed_callers", "input_examples", "eager_input_streaming")
 
 
 class RequestPlan:
@@ -101,7 +96,7 @@ def build(provider: Provider, call: Call) -> RequestPlan:
     body["messages"] = turns
 
     search = fields.pop("web_search_options", None) if "web_search_options" in provider.params else None
-    _tools(fields, plan, turns, model_traits, search, drop)
+    set_tools(fields, body, plan.dropped, turns, model_traits, search, drop)
     if _resumes_unthinking(fields, turns, model_traits):
         del fields["reasoning_effort"]
         plan.dropped.append("reasoning_effort")
@@ -140,116 +135,6 @@ def _resumes_unthinking(fields: Mapping[str, Any], turns: list[Block], model: Mo
     if len(turns) < 2 or turns[-1]["content"][0]["type"] != "tool_result":
         return False
     return not turns[-2]["content"][0]["type"].endswith("thinking")
-
-
-def _choice(value: Any) -> dict[str, Any] | None:
-    """tool_choice in all its forms; `None` for a form that has no meaning."""
-    kind = value.get("type") if isinstance(value, dict) else value
-    if kind in ("auto", "none", "any"):
-        return {"type": kind}
-    if kind == "required":
-        return {"type": "any"}
-    if isinstance(value, dict):
-        if kind == "function":
-            function = value.get("function")
-            name = function.get("name") if isinstance(function, dict) else value.get("name")
-            return {"type": "tool", "name": tool_name(name, "tool_choice.function.name")}
-        if kind == "tool":
-            return {"type": "tool", "name": tool_name(value.get("name"), "tool_choice.name")}
-    return None
-
-
-def _tool(tool: Any, where: str, model: ModelTraits, dropped: list[str], drop: Drop) -> Block:
-    if not isinstance(tool, dict):
-        raise bad(f"'{where}' must be an object.", where)
-    kind = tool.get("type", "function")
-    if isinstance(kind, str) and _NATIVE_TOOL.fullmatch(kind):
-        return tool  # one of Anthropic's own, in its own form
-    function = tool.get("function")
-    if kind != "function" or not isinstance(function, dict):
-        raise bad(f"'{where}' has type {kind!r:.60}; Anthropic takes function tools.", f"{where}.type")
-    schema = function.get("parameters")
-    if schema is None:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise bad(f"'{where}.function.parameters' must be an object.", f"{where}.function.parameters")
-    if schema.get("type") != "object":
-        if schema.get("type") is not None:
-            raise bad(f"'{where}.function.parameters' must have type object.", f"{where}.function.parameters")
-        schema = {"type": "object", "properties": {}, **schema}
-    result: Block = {"name": tool_name(function.get("name"), f"{where}.function.name")}
-    description = function.get("description")
-    if description is not None:
-        if not isinstance(description, str):
-            raise bad(f"'{where}.function.description' must be a string.", f"{where}.function.description")
-        if description:
-            result["description"] = description
-    result["input_schema"] = schema
-    if function.get("strict") is True:  # the SDKs send it by themselves, so it is no reason to refuse
-        place = f"{where}.function.parameters"
-        strict = strict_schema(schema, place, function["name"]) if model.has_native_schema else None
-        if strict is None:
-            dropped.append(f"{where}.function.strict")
-        else:
-            result["input_schema"], result["strict"] = strict, True
-    for extra in _TOOL_EXTRAS:
-        value = tool.get(extra, function.get(extra))
-        if value is not None and value != []:
-            result[extra] = value
-    known = {"name", "description", "parameters", "strict", *_TOOL_EXTRAS}
-    for field in function.keys() - known:
-        drop(f"{where}.function.{field}", "Anthropic has no such field; remove it.")
-    return result
-
-
-def _tools(
-    fields: dict[str, Any], plan: RequestPlan, turns: list[Block], model: ModelTraits, search: Any, drop: Drop
-) -> None:
-    body = plan.body
-    tools = fields.pop("tools", None)
-    choice_given = fields.pop("tool_choice", None)
-    parallel = fields.pop("parallel_tool_calls", None)
-    if parallel is not None and not isinstance(parallel, bool):
-        raise bad("'parallel_tool_calls' must be true or false.", "parallel_tool_calls")
-    if tools is not None and not isinstance(tools, list):
-        raise bad("'tools' must be a list.", "tools")
-    converted = [_tool(tool, f"tools[{index}]", model, plan.dropped, drop) for index, tool in enumerate(tools or ())]
-    choice: dict[str, Any] | None = None
-    if isinstance(choice_given, dict) and choice_given.get("type") == "allowed_tools":
-        converted, choice = _allowed(choice_given, converted)
-    elif choice_given is not None:
-        choice = _choice(choice_given)
-        if choice is None:
-            raise bad("'tool_choice' must be none, auto, required or name a function.", "tool_choice")
-    if search is not None:
-        converted.append(search_tool(search, drop))
-    if not converted:
-        if choice is not None and choice["type"] in ("any", "tool"):
-            raise bad("'tool_choice' asks for a tool but there are no tools.", "tool_choice")
-        used = called_tools(turns)
-        if used:  # Anthropic wants the tools of a conversation defined even if none may be called any more
-            body["tools"] = [{"name": name, "input_schema": {"type": "object", "properties": {}}} for name in used]
-            body["tool_choice"] = {"type": "none"}
-        return
-    body["tools"] = converted
-    if parallel is False and (choice is None or choice["type"] != "none"):
-        choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
-    if choice is not None:
-        body["tool_choice"] = choice
-
-
-def _allowed(choice: Mapping[str, Any], tools: list[Block]) -> tuple[list[Block], dict[str, Any]]:
-    inner = choice.get("allowed_tools")
-    inner = inner if isinstance(inner, dict) else choice
-    listed = inner.get("tools")
-    if not isinstance(listed, list):
-        raise bad("'tool_choice.allowed_tools.tools' must be a list.", "tool_choice")
-    names = set()
-    for tool in listed:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        names.add(tool_name(function.get("name") if isinstance(function, dict) else None, "tool_choice.allowed_tools"))
-    kept = [tool for tool in tools if tool.get("name") in names]
-    return kept, {"type": "any" if inner.get("mode") == "required" else "auto"}
 
 
 def token_cap(name: str, value: Any) -> int:
@@ -314,15 +199,6 @@ def set_thinking(call: Call, fields: dict[str, Any], body: dict[str, Any], model
     if config:
         body["output_config"] = config
     return thinking is not None and thinking.get("type") != "disabled"
-
-
-def strict_schema(schema: dict[str, Any], where: str, tool: str = "") -> dict[str, Any] | None:
-    """The schema in the part of JSON Schema that Claude enforces: objects closed, ranges and lengths as words; `None`
-    if an open or recursive object would be said wrongly.
-    https://platform.claude.com/docs/en/build-with-claude/structured-outputs#json-schema-limitations"""
-    written = rewrite(schema, CLAUDE_STRICT, tool=tool, where=where)
-    is_other = any(path.endswith(STRUCTURE_LOST) for path in written.lost) or written.schema.get("type") != "object"
-    return None if is_other else written.schema
 
 
 def _schema_of(response_format: Mapping[str, Any]) -> dict[str, Any]:
