@@ -1,7 +1,7 @@
 """An OpenAI chat request as an Anthropic Messages request: everything but the message contents.
 
-Neighbours: `anthropic_content` (messages), `anthropic_tools`, `anthropic` (the provider). Pure functions of the call: the same request
-twice gives the same bytes.
+Neighbours: `anthropic_content` (messages), `anthropic_tools`, `anthropic` (the provider). Pure functions of the call:
+the same request twice gives the same bytes.
 https://platform.claude.com/docs/en/api/messages/create
 """
 
