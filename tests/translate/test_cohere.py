@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
 from sidecar.translate import Head, get_provider
+from sidecar.translate.losses import told
 from sidecar.translate.signatures import pack
 from sidecar.types import Usage
 from tests.translate.dialects.cohere import CohereChat, assert_cohere_takes
@@ -454,3 +455,14 @@ def test_the_dialect_refuses_what_cohere_would() -> None:
         with pytest.raises(AssertionError):
             assert_cohere_takes({"model": "m", "messages": USER, "stream": False, **odd})
     assert CohereChat().claims("/v2/chat")
+
+
+def test_what_is_rewritten_is_told_to_whoever_asks() -> None:
+    turns = [*USER, {"role": "assistant", "content": ""}, {"role": "system", "content": "shout"}, *USER]
+    with told() as losses:
+        body_of({"messages": turns, "top_p": 1})
+    assert [(loss.kind, loss.where) for loss in losses] == [
+        ("dropped", "messages[1]"),
+        ("replaced", "messages[2]"),
+        ("capped", "top_p"),
+    ]

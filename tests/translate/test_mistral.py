@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sidecar.errors import BadRequestError, UpstreamBrokenError
 from sidecar.translate import Head, get_provider
+from sidecar.translate.losses import told
 from sidecar.translate.providers.mistral_request import sent_id
 from sidecar.translate.signatures import pack
 from sidecar.types import Usage
@@ -290,3 +291,15 @@ def test_the_schema_refuses_what_mistral_would() -> None:
     for odd in ({"user": "u"}, {"messages": [*USER, called("call_1")]}, {"messages": [{"role": "developer"}]}):
         with pytest.raises(ValidationError):
             assert_mistral_takes({"model": "m", "messages": USER, **odd})
+
+
+def test_what_is_left_out_or_renamed_is_told_to_whoever_asks() -> None:
+    turns = [{**USER[0], "name": "bob"}, {"role": "assistant", "content": ""}, called("call_1"),
+             {"role": "tool", "tool_call_id": "call_1", "content": "x"}]  # fmt: skip
+    with told() as losses:
+        body_of({"messages": turns})
+    assert [(loss.kind, loss.where) for loss in losses] == [
+        ("dropped", "messages[0].name"),
+        ("dropped", "messages[1]"),
+        ("renamed", "tool call call_1"),
+    ]

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
 from sidecar.translate import Head, get_provider
 from sidecar.translate.json_lines import JSONLinesSplitter
+from sidecar.translate.losses import told
 from sidecar.translate.provider import Media
 from sidecar.types import Usage
 from tests.translate.dialects.ollama import assert_ollama_takes
@@ -302,3 +303,12 @@ def test_the_dialect_refuses_what_ollama_has_no_place_for() -> None:
     for odd in ({"user": "u"}, {"tool_choice": "auto"}, {"messages": [{"role": "developer", "content": "x"}]}):
         with pytest.raises(ValidationError):
             assert_ollama_takes({"model": "m", "messages": USER, "stream": False, **odd})
+
+
+def test_an_effort_ollama_has_no_level_for_is_told_to_whoever_asks() -> None:
+    with told() as losses:
+        body_of({"reasoning_effort": "high"})
+        body_of({"reasoning_effort": "none"})
+        assert not losses
+        body_of({"reasoning_effort": "max"})
+    assert [(loss.kind, loss.where) for loss in losses] == [("replaced", "reasoning_effort")]

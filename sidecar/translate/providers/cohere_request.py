@@ -37,6 +37,7 @@ from sidecar.translate.content import (
     tool_calls_of,
 )
 from sidecar.translate.fields import Drop, dropper
+from sidecar.translate.losses import note
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.schema import rewrite
 from sidecar.translate.schema_rules import COHERE as STRICT_SCHEMA
@@ -81,8 +82,11 @@ def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]
     numbers({name: call.payload.get(name) for name in _NUMBERS}, _NUMBERS)
     for name in _DONE:
         fields.pop(name, None)
+    if fields.get("top_p", 0) > MAX_P:
+        note("capped", "top_p", f"{fields['top_p']} is sent as {MAX_P}")
+        fields["top_p"] = MAX_P
     for name, value in fields.items():
-        body[_RENAMED.get(name, name)] = min(value, MAX_P) if name == "top_p" and value > MAX_P else value
+        body[_RENAMED.get(name, name)] = value
     return body, dropped
 
 
@@ -174,6 +178,7 @@ class _Messages:
         if not text:
             return
         if self._sent:
+            note("replaced", where, "a later system message is said by the user, in <system> tags")
             self._sent.append({"role": "user", "content": f"<system>\n{text}\n</system>"})
         else:
             self._system.append(text)
@@ -241,6 +246,8 @@ class _Messages:
             sent["tool_calls"] = calls
         if len(sent) > 1:
             self._sent.append(sent)
+        else:
+            note("dropped", where, "the assistant says nothing in it")
 
     def _result(self, message: Mapping[str, Any], where: str) -> Fields:
         given = message.get("tool_call_id")

@@ -13,6 +13,7 @@ from typing import Any
 
 from sidecar.translate.content import File, bad, messages_of, no_spoken, parts_of
 from sidecar.translate.fields import Drop
+from sidecar.translate.losses import note
 from sidecar.translate.signatures import bare_id
 from sidecar.translate.tool_names import OPENAI as NAMES
 from sidecar.translate.tool_names import ToolNames
@@ -26,6 +27,7 @@ _KEYS = {
     "assistant": frozenset(("role", "content", "tool_calls", "prefix")),
     "tool": frozenset(("role", "content", "tool_call_id", "name")),
 }
+_SAID_OTHERWISE = frozenset(("reasoning_content", "refusal"))
 _OWN_PARTS = ("document_url", "reference", "thinking")
 _PARTS = {"text": frozenset(("type", "text")), "image_url": frozenset(("type", "image_url"))}
 
@@ -35,6 +37,7 @@ def sent_id(tool_id: str) -> str:
     own = bare_id(tool_id)
     if _ID.fullmatch(own):
         return own
+    note("renamed", f"tool call {own:.80}", "its id is sent as nine letters and digits")
     number = int.from_bytes(hashlib.blake2b(own.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
     digits = []
     for _ in range(9):
@@ -70,7 +73,8 @@ def _message(role: str, message: dict[str, Any], where: str, names: ToolNames, d
         no_spoken(message, where, drop)
         _assistant(message, changed, where, names)
         if not changed.get("content", content) and not message.get("tool_calls"):
-            return None  # it says nothing, which Mistral refuses
+            note("dropped", where, "the assistant says nothing in it, which Mistral refuses")
+            return None
     elif role == "tool":
         given = message.get("tool_call_id")
         if not isinstance(given, str) or not given:
@@ -81,6 +85,9 @@ def _message(role: str, message: dict[str, Any], where: str, names: ToolNames, d
             changed["name"] = sent
     if not changed and message.keys() <= _KEYS[role]:
         return message
+    for name in sorted(message.keys() - _KEYS[role] - _SAID_OTHERWISE):
+        if message[name] is not None:
+            note("dropped", f"{where}.{name}", "Mistral's messages have no such field")
     kept = {name: value for name, value in message.items() if name in _KEYS[role]}
     return {**kept, **changed}
 

@@ -36,6 +36,7 @@ from sidecar.translate.content import (
 )
 from sidecar.translate.fields import Drop, dropper
 from sidecar.translate.inline import inlined
+from sidecar.translate.losses import note
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.schema import rewrite
 from sidecar.translate.schema_rules import OLLAMA as SCHEMA
@@ -127,6 +128,8 @@ def _think(fields: Fields, body: Fields) -> None:
         body["think"] = kind != "disabled"
     elif effort is not None:
         body["think"] = LEVELS.get(effort, False)
+        if body["think"] not in (effort, False):
+            note("replaced", "reasoning_effort", f"{effort} is sent as {body['think']}")
 
 
 class _Messages:
