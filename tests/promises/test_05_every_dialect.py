@@ -7,6 +7,7 @@ and Anthropic's own have a closer look in `test_05_broken_answers`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from sidecar.errors import UpstreamBrokenError
 from tests.faults.provider import WORDS, Fault, FaultProvider, stream_events
 from tests.promises.support import PROVIDER_KEY, Running, body, served
 from tests.promises.test_05_broken_answers import (
@@ -24,6 +26,7 @@ from tests.promises.test_05_broken_answers import (
     sdk_raises,
 )
 from tests.translate.dialects import DIALECTS, DISTINCT, dialect_of
+from tests.translate.support import call_to, run
 
 pytestmark = pytest.mark.anyio
 NAMES = [name for name in DIALECTS if name != "anthropic"]
@@ -45,6 +48,27 @@ def finish(name: str) -> int:
         return len(EVENTS[name])
     dialect = dialect_of(name)
     return next(at for at, event in enumerate(EVENTS[name]) if dialect.says(event, b'"finish_reason": "stop"'))
+
+
+def whole_from(name: str) -> int:
+    """Of how many events on a stream that ends properly is whole. Where the vendor marks no end but in saying why it
+    finished, a usage behind that may be missing."""
+    provider = DISTINCT[name]
+    for count in range(len(EVENTS[name])):
+        translator = provider.stream(call_to(provider, {"stream": True}), dialect_of(name).stream_head)
+        with contextlib.suppress(UpstreamBrokenError):
+            run(translator, *EVENTS[name][:count])
+            return count
+    return len(EVENTS[name])
+
+
+def test_a_stream_is_whole_only_after_its_last_word() -> None:
+    late = {name: len(EVENTS[name]) - whole_from(name) for name in NAMES}
+    assert {name for name, events in late.items() if events} <= {"watsonx"}, "only who marks no end"
+    for name in NAMES:
+        dialect = dialect_of(name)
+        last_word = max(at for at, event in enumerate(EVENTS[name]) if dialect.says(event, b" five"))
+        assert whole_from(name) > last_word
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +107,7 @@ async def test_a_stream_of_any_dialect_broken_at_any_event_ends_with_an_error(
     script = [Fault(kind, after=at, drip_s=0.001) for at in range(max(map(len, EVENTS.values())))]
     asked = []
     for name in NAMES:
-        places = range(len(EVENTS[name]))
+        places = range(whole_from(name) if kind == "ends" else len(EVENTS[name]))
         for at in (1, first_word(name) + 2) if kind == "stall" else places:
             text = f"{name} at {at}."
             asked.append(body(name, stream=True, messages=[{"role": "user", "content": text}]))
