@@ -27,7 +27,7 @@ from sidecar.asgi import (
     read_body,
     refuse,
 )
-from sidecar.errors import RefusedError
+from sidecar.errors import BadRequestError, RefusedError
 from sidecar.explanation import Explainer
 from sidecar.middleware.auth import AccessGroups, AuthMiddleware, CallerLookup, KeyLookup
 from sidecar.translate.pieces import BIG_BYTES
@@ -55,8 +55,7 @@ class TransformRequest:
             caller = exchange.caller
             raw = exchange.raw or b""
             asked = (payload, raw, caller, exchange.tags or caller.tags)
-            shown = await aside(self._shown, *asked) if len(raw) >= BIG_BYTES else self._shown(*asked)
-            body = msgspec.json.encode(shown)
+            body = await aside(self._shown, *asked) if len(raw) >= BIG_BYTES else self._shown(*asked)
             headers = [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
@@ -72,9 +71,14 @@ class TransformRequest:
             if is_mine:
                 close_exchange(exchange)
 
-    def _shown(self, payload: dict[str, Any], raw: bytes, caller: Identity, tags: tuple[str, ...]) -> dict[str, Any]:
+    def _shown(self, payload: dict[str, Any], raw: bytes, caller: Identity, tags: tuple[str, ...]) -> bytes:
         sees = self._is_open or caller.role in _READERS
-        return self._explainer.explain(payload, raw, caller, tags=tags, shows_places=sees)
+        try:
+            return msgspec.json.encode(self._explainer.explain(payload, raw, caller, tags=tags, shows_places=sees))
+        except RecursionError:
+            raise BadRequestError(
+                "The gateway refused the request: its JSON is nested too deeply to be shown."
+            ) from None
 
 
 def transform_route(

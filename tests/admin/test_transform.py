@@ -177,6 +177,18 @@ async def test_what_the_call_itself_would_be_refused_for_is_said(tmp_path: Path,
             assert given.status_code == 400, bad
 
 
+@pytest.mark.parametrize("depth", [300, 700, 900, 940, 960, 970, 980, 990, 1000, 5000])
+@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini"])
+async def test_what_is_nested_deeply_is_shown_or_refused(every: Running, name: str, depth: int) -> None:
+    content = "[" * depth + "]" * depth
+    for fields in ('"metadata":{"a":%s}' % content, '"x":%s' % content):  # noqa: UP031
+        raw = f'{{"model":"{name}","messages":[{{"role":"user","content":"hi"}}],{fields}}}'
+        answer = await every.http.post(
+            every.url + PATH, content=raw.encode(), headers={"authorization": f"Bearer {MASTER}"}
+        )
+        assert answer.status_code in (200, 400), answer.text
+
+
 async def test_another_deployment_that_takes_the_field_is_chosen_and_the_first_says_why_not(
     tmp_path: Path, faults: FaultProvider
 ) -> None:
