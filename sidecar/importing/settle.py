@@ -87,7 +87,8 @@ def _without_holes(value: Any) -> Any:
 
 def _needs_key(draft: Draft, deployment: Deployment) -> None:
     provider = PROVIDERS[deployment.provider]
-    if "api_key" in deployment.values or provider.auth == "none" or provider.api_key_env is None or provider.keyless:
+    is_keyless = bool(provider.keyless) and (provider.keyless != "databricks" or "client_id" in deployment.values)
+    if "api_key" in deployment.values or provider.auth == "none" or provider.api_key_env is None or is_keyless:
         return
     name = (deployment.prefix.key_env if deployment.prefix is not None else None) or provider.api_key_env
     reference = draft.reference(name, "secret", f"the key of provider {provider.name}, for models that name none")

@@ -166,5 +166,6 @@ def test_each_vendor_s_prefix_is_the_provider_that_speaks_its_own_api(tmp_path: 
     ]
     by_name = {model.name: model.deployments[0] for model in config.models}
     assert by_name["granite"].project == "my-project"
+    assert "DATABRICKS_API_KEY" in imported.placeholders  # that gateway reads it where a deployment names no key
     assert by_name["granite-deployed"].params == {"space_id": "my-space"}
     assert not [line for line in imported.report.lines if line.status == "no equivalent"]

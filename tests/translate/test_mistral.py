@@ -115,6 +115,14 @@ def test_an_assistant_that_says_nothing_is_left_out_and_a_prefill_is_marked() ->
     assert messages(*USER, {"role": "assistant", "content": None, "refusal": "no"}, *USER)[1]["content"] == "no"
 
 
+def test_a_user_who_speaks_before_the_model_saw_the_result_is_let_speak() -> None:
+    """Mistral's "Unexpected role 'user' after role 'tool'" (3230), after a tool loop that was broken off."""
+    result = {"role": "tool", "tool_call_id": "D681PevKs", "content": "sunny"}
+    found = messages(*USER, called("D681PevKs"), result, *USER)
+    assert [message["role"] for message in found] == ["user", "assistant", "tool", "assistant", "user"]
+    assert found[3] == {"role": "assistant", "content": "OK"}
+
+
 def test_thinking_goes_back_as_mistral_says_it() -> None:
     said = {"role": "assistant", "content": "4", "reasoning_content": "2+2"}
     assert messages(*USER, said, *USER)[1]["content"] == [

@@ -48,11 +48,15 @@ def sent_id(tool_id: str) -> str:
 
 def sent_messages(messages: Any, names: ToolNames, drop: Drop) -> list[dict[str, Any]]:
     """The messages as Mistral takes them; those it takes as they are, are the same objects."""
-    sent = []
+    sent: list[dict[str, Any]] = []
     for role, message, where in messages_of(messages):
         found = _message("system" if role == "developer" else role, message, where, names, drop)
-        if found is not None:
-            sent.append(found)
+        if found is None:
+            continue
+        if found["role"] in ("user", "system") and sent and sent[-1]["role"] == "tool":  # its error 3230
+            note("replaced", where, "an assistant's OK is put before it: Mistral takes nobody else after a tool")
+            sent.append({"role": "assistant", "content": "OK"})
+        sent.append(found)
     if sent and sent[-1]["role"] == "assistant" and not sent[-1].get("tool_calls") and "prefix" not in sent[-1]:
         sent[-1] = {**sent[-1], "prefix": True}  # a prefill; Mistral refuses a last message of this role else
     return sent

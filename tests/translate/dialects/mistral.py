@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
@@ -163,6 +164,8 @@ class ChatRequest(_Closed):
     @field_validator("messages")
     @classmethod
     def _ends_well(cls, messages: list[Any]) -> list[Any]:
+        for one, other in pairwise(messages):
+            assert not (isinstance(one, _Tool) and isinstance(other, _User)), "Unexpected role 'user' after role 'tool'"
         last = messages[-1]
         assert not isinstance(last, _Assistant) or last.prefix, "Expected last role User or Tool, or a prefix"
         return messages
