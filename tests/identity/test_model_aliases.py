@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
-from sidecar.db import migrate
 from tests.faults.provider import FaultProvider, fault_provider
-from tests.identity.making import opened
 from tests.promises.support import Running, body, served
 
 pytestmark = pytest.mark.anyio
@@ -131,18 +128,3 @@ async def test_what_is_no_table_of_names_is_refused(gateway: Running, aliases: A
     for path, given in (("/key/generate", {"aliases": aliases}), ("/team/new", {"model_aliases": aliases})):
         answer = await gateway.http.post(gateway.url + path, headers=headers, json=given)
         assert answer.status_code == 400, answer.text
-
-
-async def test_keys_and_teams_of_before_have_none(database_url: str) -> None:
-    async with opened(database_url) as tree:
-        await tree.add("team", "t", model_aliases={"a": "b"})
-        row = await tree.key("k", team_id="t", model_aliases={"c": "d"})
-        assert (await tree.resolve(row)).identity(()).aliases == {"c": "d"}
-        async with tree.database.engine.begin() as connection:
-            for table in ("keys", "principals"):
-                await connection.execute(sa.text(f"ALTER TABLE {table} DROP COLUMN model_aliases"))
-            await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
-    await migrate(database_url)
-    async with opened(database_url) as tree:
-        stored = await tree.resolve(row)
-        assert stored.row.model_aliases == stored.above[0].model_aliases == {}

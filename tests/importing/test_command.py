@@ -61,7 +61,7 @@ def test_the_source_itself_is_never_written_over(tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = run("small_team", "--dry-run")
     assert result.exit_code == 0
-    assert "5 no equivalent" in result.stdout
+    assert "6 no equivalent" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,7 +74,7 @@ def test_to_standard_output_the_report_goes_to_standard_error(tmp_path: Path) ->
 
 def test_the_report_as_json() -> None:
     report = json.loads(run("small_team", "--json", "--dry-run").stdout)
-    assert report["counts"]["no equivalent"] == 5
+    assert report["counts"]["no equivalent"] == 6
     assert len(report["lines"]) == sum(report["counts"].values())
     line = next(line for line in report["lines"] if line["key"] == "litellm_settings.budget_duration")
     assert (line["line"], line["status"], line["to"]) == (37, "changed", "budget.duration")

@@ -120,11 +120,17 @@ def test_stripping_leaves_the_input_and_shares_what_has_no_state() -> None:
         assert strip_ids(odd) is odd
 
 
-@pytest.mark.parametrize("provider", ["openai", "mistral", "groq"])
+@pytest.mark.parametrize("provider", ["openai", "deepseek", "groq"])
 def test_a_provider_of_openais_dialect_never_sees_a_packed_id(provider: str) -> None:
     body = sent(provider, {"messages": CONVERSATION}, model="m")
     assert MARK not in json.dumps(body)
     assert body["messages"][1]["tool_calls"][0]["id"] == body["messages"][2]["tool_call_id"] == "toolu_1"
+
+
+def test_mistral_whose_ids_have_nine_characters_never_sees_one_either() -> None:
+    body = sent("mistral", {"messages": CONVERSATION}, model="m")
+    assert MARK not in json.dumps(body)
+    assert body["messages"][1]["tool_calls"][0]["id"] == body["messages"][2]["tool_call_id"]
 
 
 def test_a_packed_id_spelt_with_escapes_is_seen_too() -> None:
