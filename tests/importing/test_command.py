@@ -77,7 +77,7 @@ def test_the_report_as_json() -> None:
     assert report["counts"]["no equivalent"] == 6
     assert len(report["lines"]) == sum(report["counts"].values())
     line = next(line for line in report["lines"] if line["key"] == "litellm_settings.budget_duration")
-    assert (line["line"], line["status"], line["to"]) == (37, "changed", "budget.duration")
+    assert (line["line"], line["status"], line["to"]) == (38, "changed", "budget.duration")
     assert {variable["name"] for variable in report["environment"]} >= {"TEAM_ANTHROPIC_KEY", "SIDECAR_MASTER_KEY"}
 
 
