@@ -245,7 +245,7 @@ def test_a_failed_response_is_an_error_by_its_code(provider: str, code: str, sta
     failed = {"type": "response.failed", "response": body_of([], "failed", error=error, usage=usage)}
     flat = {"type": "error", "sequence_number": 1, **error, "param": None}
     nested = {"type": "error", "error": {**error, "type": None}}
-    for last in (failed, flat, nested):
+    for last in (failed, flat, nested, {"error": error}):
         pieces = [*[*stream_of([message(text("so far"))])][:-2], b"data: " + json.dumps(last).encode() + b"\n\n"]
         translator = get_provider(provider).stream(make_call({"stream": True}, model="gpt-5-codex"), SSE)
         out = translator.feed(b"".join(pieces))

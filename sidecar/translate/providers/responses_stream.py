@@ -14,6 +14,7 @@ import msgspec
 
 from sidecar.translate.framing import Event
 from sidecar.translate.provider import Call, StreamTranslator, opening
+from sidecar.translate.provider_errors import error_fields
 from sidecar.translate.providers.openai import wants_usage
 from sidecar.translate.providers.responses_answer import (
     BETWEEN_SUMMARIES,
@@ -134,7 +135,7 @@ class ResponsesStream(StreamTranslator):
             return self._on_start(parsed)
         if kind == "response.completed" or kind == "response.incomplete":
             return self._on_stop(parsed)
-        if kind == "response.failed" or kind == "error":
+        if kind == "response.failed" or kind == "error" or (not kind and "message" in error_fields(data)):
             raise self._failure(parsed, data)
         return b""  # of tools that run at OpenAI, and kinds yet to come
 
@@ -246,9 +247,7 @@ class ResponsesStream(StreamTranslator):
             if found.is_known:
                 self.usage = found
             return self._provider.failure(self._call, event.response.get("error"))
-        stated = msgspec.json.decode(data)
-        inner = stated.get("error")
-        return self._provider.failure(self._call, inner if isinstance(inner, dict) else stated)
+        return self._provider.failure(self._call, error_fields(data))
 
     def _on_stop(self, event: _Event) -> bytes:
         response = event.response
