@@ -56,8 +56,8 @@ class RedisAnswers:
         self._lease_s = lease_s
         self._lease_ms = str(max(1, round(lease_s * 1000)))
         self._local = MemoryAnswers(keep_s=keep_s, max_bytes=max_bytes) if on_failure == "open" else None
-        self._held: dict[str, bytes] = {}
-        """name -> what stands in the server while this process runs it."""
+        self._held: dict[tuple[str, str], bytes] = {}
+        """(name, owner) -> what stands in the server while this process runs it."""
         self._watched: dict[str, list[Callable[[], None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
@@ -80,7 +80,7 @@ class RedisAnswers:
             self._later(self._drop(name, mark))
             raise
         if found is None:
-            self._held[name] = mark
+            self._held[name, owner] = mark
             if self._renewing is None:
                 self._renewing = self._later(self._renew())
             return "mine"
@@ -91,7 +91,7 @@ class RedisAnswers:
         return Answer(*_decode(found[33:])) if found[:1] == b"A" else "not_kept"
 
     async def keep(self, name: str, owner: str, answer: Answer | None) -> None:
-        mark = self._held.pop(name, None)
+        mark = self._held.pop((name, owner), None)
         if mark is None:
             if self._local is not None:
                 await self._local.keep(name, owner, answer)
@@ -109,7 +109,7 @@ class RedisAnswers:
         self._tell(name)
 
     async def release(self, name: str, owner: str) -> None:
-        mark = self._held.pop(name, None)
+        mark = self._held.pop((name, owner), None)
         if mark is not None:
             await self._drop(name, mark)
             self._tell(name)
@@ -161,7 +161,9 @@ class RedisAnswers:
         while self._held:
             await asyncio.sleep(self._lease_s / 3)
             try:
-                calls = [self._run("renew", [self._key(n)], [mark, self._lease_ms]) for n, mark in self._held.items()]
+                calls = [
+                    self._run("renew", [self._key(n)], [mark, self._lease_ms]) for (n, _), mark in self._held.items()
+                ]
             except StoreDownError:
                 continue
             await asyncio.gather(*calls, return_exceptions=True)

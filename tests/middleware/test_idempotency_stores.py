@@ -127,6 +127,18 @@ async def test_a_process_that_dies_holds_no_name_and_one_that_lives_keeps_it(red
         assert await survivor.claim("own", ONE, "x3") == "busy"
 
 
+async def test_who_lost_its_lease_neither_keeps_nor_frees_what_another_runs_by_now(redis_url: str) -> None:
+    async with redis_answers(redis_url) as store:
+        assert await store.claim("n", ONE, "x1") == "mine"
+        await holds(redis_url, lambda client: client.delete(PREFIX + "n"))
+        assert await store.claim("n", ONE, "x2") == "mine"
+        await store.keep("n", "x1", ANSWER)
+        await store.release("n", "x1")
+        assert await store.claim("n", ONE, "x3") == "busy"
+        await store.keep("n", "x2", Answer("x2", 200, [], b"{}"))
+        assert await store.claim("n", ONE, "x3") == Answer("x2", 200, [], b"{}")
+
+
 async def test_redis_holds_no_more_than_allowed_and_forgets_in_time(redis_like_url: str) -> None:
     body = b"x" * 1000
     async with redis_answers(redis_like_url, max_bytes=20_000, keep_s=1.5) as store:
