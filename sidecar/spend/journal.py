@@ -87,11 +87,11 @@ class Journal:
                 self._owe(withdrawal_of(key))
             raise
 
-    async def record(self, record: SpendRecord) -> None:
-        """Returns once `record` is durable. Raises `UnavailableError` if it is not; it is kept and written with the
-        next line that can be. Cancelled: it is written all the same."""
+    def record(self, record: SpendRecord) -> asyncio.Future[None]:
+        """Await it: done once `record` is durable. Raises `UnavailableError` if it is not; it is kept and written with
+        the next line that can be. Cancelled: it is written all the same."""
         self._open.pop((record.exchange_id, record.attempt), None)
-        await self._append(line_of(b"R", record), None)
+        return self._append(line_of(b"R", record), None)
 
     def take(self) -> tuple[list[Path], bool]:
         """The closed segments, oldest first, and whether that is every record so far (not if the disk refuses)."""

@@ -28,6 +28,7 @@ SHIP_ROWS = 3000
 READ_ROWS = 500
 INSERT_TIMEOUT_S = 60.0
 MAX_BACKOFF_S = 30.0
+MAX_CANCELS = 5
 MAINTAIN_EVERY_S = 6 * 3600.0
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Recorder:
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._is_dirty = False
+        self._is_closed = False
         self._maintained_at = -MAINTAIN_EVERY_S
         self.settle_dead: Callable[[Mapping[str, int]], Awaitable[list[str] | None]] | None = None
         """Tells the counters what dead processes' exchanges cost by their rows; see `Admission.settle_dead`."""
@@ -87,7 +89,7 @@ class Recorder:
 
     async def record(self, record: SpendRecord) -> None:
         """Await before the last byte. Raises `UnavailableError`: then the answer must not look whole."""
-        if self._task is None:
+        if self._task is None and not self._is_closed:
             self._spawn()
         self._is_dirty = True
         await self._journal.record(record)
@@ -140,6 +142,7 @@ class Recorder:
     async def aclose(self, *, timeout_s: float = 10.0) -> None:
         """Ship what can be shipped within the time; the rest stays in the journal for the next process."""
         deadline = asyncio.get_running_loop().time() + timeout_s
+        self._is_closed = True  # what is still recorded stays in the journal: nobody would end another task
         await self._stop(timeout_s)
         try:
             async with asyncio.timeout_at(deadline):
@@ -161,12 +164,16 @@ class Recorder:
         self._stopping.set()
         if task is not None:
             await asyncio.wait({task}, timeout=timeout_s)
-        while task is not None and not task.done():
+        for _ in range(MAX_CANCELS):
+            if task is None or task.done():
+                return
             task.cancel()  # and again: a driver may take one for its own trouble
             await asyncio.wait({task}, timeout=1.0)
+        _log.warning("a shipping of spend rows does not end; its rows stay in the journal")
 
     def _spawn(self) -> None:
         self._is_dirty = True
+        self._is_closed = False
         self._stopping.clear()
         self._task = asyncio.get_running_loop().create_task(self._run())
 

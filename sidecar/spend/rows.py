@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 
-from sidecar.types import SpendRecord, Usage
+from sidecar.types import UNKNOWN_USAGE, SpendRecord, Usage
 
 Row = Sequence[Any]
 
@@ -47,24 +48,29 @@ _SMALL = ("attempt", "revision", "http_status")
 _FAR = 1e12
 _NO_NAMES = "[]"
 _encode = msgspec.json.Encoder().encode
-decode_row = msgspec.json.Decoder(tuple.__class_getitem__(_TYPES)).decode
-"""Bytes of a JSON array to a row. Raises `msgspec.MsgspecError`, `UnicodeDecodeError`."""
+_decode_row = msgspec.json.Decoder(tuple.__class_getitem__(_TYPES)).decode
 _decode_names = msgspec.json.Decoder(tuple[str, ...]).decode
 _plain_of = attrgetter(*(field for _, field, _ in _PLAIN))
 _usage_of = attrgetter(*USAGE)
+_NO_USAGE = (None,) * len(USAGE)
 
 
 def row_of(record: SpendRecord) -> tuple[Any, ...]:
     """Raises `UnicodeEncodeError` for names no JSON holds; `storable` helps."""
-    plain = _plain_of(record)
-    dropped, budget_keys, tags = record.dropped, record.budget_keys, record.tags
+    dropped, budget_keys, tags, usage = record.dropped, record.budget_keys, record.tags, record.usage
     rest = (
         micros(record.at),
-        _encode(dropped).decode() if dropped else _NO_NAMES,
-        _encode(budget_keys).decode() if budget_keys else _NO_NAMES,
-        _encode(tags).decode() if tags else _NO_NAMES,
+        _names_of(dropped) if dropped else _NO_NAMES,
+        _names_of(budget_keys) if budget_keys else _NO_NAMES,
+        _names_of(tags) if tags else _NO_NAMES,
     )
-    return plain + rest + _usage_of(record.usage)
+    return _plain_of(record) + rest + (_NO_USAGE if usage is UNKNOWN_USAGE else _usage_of(usage))
+
+
+@lru_cache(maxsize=4096)
+def _names_of(names: tuple[str, ...]) -> str:
+    """The same few again and again: a key's budget windows, a team's tags."""
+    return _encode(names).decode()
 
 
 def record_of(row: Row) -> SpendRecord:
@@ -84,14 +90,18 @@ def record_of_columns(row: Mapping[Any, Any]) -> SpendRecord:
 
 
 def encoded(record: SpendRecord) -> bytes:
-    """The row as a JSON array; what JSON or a database cannot hold (lone surrogates, NUL, huge counts) is replaced."""
+    """The row as a JSON array; what JSON cannot hold (lone surrogates, huge counts) is replaced."""
     try:
-        data = _encode(row_of(record))
-        if b"\\u0000" not in data:
-            return data
+        return _encode(row_of(record))
     except (UnicodeEncodeError, OverflowError):
-        pass
-    return _encode(row_of(storable(record)))
+        return _encode(row_of(storable(record)))
+
+
+def decoded(data: bytes) -> Row:
+    """Back from `encoded`; what no database holds (NUL) is replaced here, where no request waits. Raises
+    `msgspec.MsgspecError`, `UnicodeDecodeError`."""
+    row: Row = _decode_row(data)
+    return row if b"\\u0000" not in data else row_of(storable(record_of(row)))
 
 
 def micros(at: float) -> int:

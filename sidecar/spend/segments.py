@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from sidecar.spend.rows import Row, decode_row, encoded
+from sidecar.spend.rows import Row, decoded, encoded
 from sidecar.types import SpendRecord
 
 Key = tuple[str, int]
@@ -148,13 +148,13 @@ class SegmentReader:
         letter = line[:1]
         try:
             if letter == b"R":
-                row: Row = decode_row(line[1:])
+                row: Row = decoded(line[1:])
                 if self._track_intents:
                     self.open_intents.pop((row[0], row[1]), None)
                 return row
             if letter == b"I":
                 if self._track_intents:
-                    intent = decode_row(line[1:])
+                    intent = decoded(line[1:])
                     self.open_intents[intent[0], intent[1]] = intent
                 return None
             if letter == b"W":

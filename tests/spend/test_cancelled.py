@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from sidecar.db import Database
 from sidecar.spend.journal import Journal
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.recorder import Recorder
-from tests.spend.rows import AT, row
+from sidecar.spend.rows import Row
+from tests.spend.rows import AT, MemoryLedger, row
 
 pytestmark = pytest.mark.anyio
 
@@ -48,3 +51,39 @@ async def test_a_recorder_closes_while_it_ships(tmp_path: Path) -> None:
         assert recorder.failures == 0
     assert len((await Ledger(database).logs(limit=1000)).records) == 1000
     await database.aclose()
+
+
+async def test_what_is_recorded_after_the_close_waits_in_the_journal_and_starts_nothing(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/s.db", clock=lambda: AT)
+    await database.migrate()
+    recorder = Recorder(Journal(tmp_path / "journal"), Ledger(database), interval_s=0.001)
+    await recorder.record(row(1))
+    await recorder.aclose()
+    before = asyncio.all_tasks()
+    await recorder.record(row(2))
+    assert asyncio.all_tasks() == before
+    await recorder.aclose()
+    heir = Recorder(Journal(tmp_path / "journal"), Ledger(database))
+    await heir.flush()
+    assert len((await Ledger(database).logs()).records) == 2
+    await heir.aclose()
+    await database.aclose()
+
+
+async def test_a_ledger_that_does_not_let_itself_be_cancelled_delays_a_close_only_so_long(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    class Stubborn(MemoryLedger):
+        async def insert_rows(self, rows: Sequence[Row]) -> list[Row]:
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+            return []
+
+    recorder = Recorder(Journal(tmp_path / "journal"), Stubborn(), interval_s=0.001)
+    await recorder.record(row(1))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        await recorder.aclose(timeout_s=0.1)
+    release.set()
+    assert list((tmp_path / "journal").glob("*.seg")), "the row stays"
