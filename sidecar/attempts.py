@@ -178,9 +178,11 @@ class Dispatch:
         return waited_s
 
     async def _take(self, places: Places, claims: Any, tokens: int) -> Any:
-        exchange = self._exchange
+        number = 1
+        if self._here is not None:
+            number = self._here.takes = self._here.takes + 1  # a name is used once: the store remembers it
         try:
-            return await places.take(f"{exchange.exchange_id}.{len(exchange.attempts) + 1}", claims, tokens)
+            return await places.take(f"{self._exchange.exchange_id}.{number}", claims, tokens)
         except BaseException:
             self._host.router.health.unknown(self.deployment)
             raise

@@ -29,10 +29,11 @@ _Woken = Literal["turn", "late", "left", "displaced"]
 
 
 class _Line:
-    __slots__ = ("asked_at", "handle", "has_news", "is_asking")
+    __slots__ = ("asked_at", "due_at", "handle", "has_news", "is_asking")
 
     def __init__(self) -> None:
         self.handle: asyncio.TimerHandle | None = None
+        self.due_at = 0.0  # uvloop's handles do not tell
         self.is_asking = False
         self.has_news = False
         self.asked_at = 0.0
@@ -219,9 +220,10 @@ class WaitingRoom:
         loop = asyncio.get_running_loop()
         at = loop.time() + after_s
         if state.handle is not None:
-            if state.handle.when() <= at:
+            if state.due_at <= at:
                 return
             state.handle.cancel()
+        state.due_at = at
         state.handle = loop.call_at(at, self._look, name)
 
     def _look(self, name: str) -> None:

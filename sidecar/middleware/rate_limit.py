@@ -96,4 +96,5 @@ class RateLimitMiddleware:
             go,
             lines=lambda: lines_of(exchange, self.policy),
             line_of=lambda error: line_of(exchange, self.policy, error),
+            until_at=None if exchange.deadline_s is None else exchange.started_at + exchange.deadline_s,
         )

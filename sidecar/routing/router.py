@@ -64,9 +64,9 @@ class Router:
 
 
 class Here:
-    """The plan's view for one request: `tokens` it may use, `home` of its beginning."""
+    """The plan's view for one request: `tokens` it may use, `home` of its beginning, `takes` places it asked for."""
 
-    __slots__ = ("_draw", "_router", "home", "is_counting", "tokens")
+    __slots__ = ("_draw", "_router", "home", "is_counting", "takes", "tokens")
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class Here:
         self.tokens = tokens
         self.home = home
         self.is_counting = is_counting
+        self.takes = 0
 
     def healthy(self, deployments: Sequence[Deployment], now: float) -> Sequence[Deployment]:
         return self._router.health.healthy(deployments, now)

@@ -15,7 +15,7 @@ from sidecar.gateway import Gateway
 from sidecar.middleware.route import RouteMiddleware
 from tests.asgi import call
 from tests.faults.provider import Fault, FaultProvider, fault_provider
-from tests.promises.support import MASTER, PROVIDER_KEY, Running, body, eventually, served
+from tests.promises.support import MASTER, PROVIDER_KEY, Running, body, eventually, process, served
 
 pytestmark = pytest.mark.anyio
 
@@ -32,12 +32,18 @@ def group(name: str, first: FaultProvider, second: FaultProvider, **more: Any) -
     return {"name": name, "deployments": places, **more}
 
 
+def limited(made: dict[str, Any]) -> dict[str, Any]:
+    made["deployments"] = [place | {"limits": {"concurrency": 1}} for place in made["deployments"]]
+    return made
+
+
 def models_of(first: FaultProvider, second: FaultProvider) -> list[dict[str, Any]]:
     return [
         group("quick", first, second, hedge={"after_s": 0.05, "share": 1}),
         group("rare", first, second, hedge={"after_s": 0.001, "share": 0.1}),
         group("measured", first, second, hedge={"samples": 20, "share": 1}),
         group("plain", first, second),
+        limited(group("narrow", first, second, hedge={"after_s": 0.05, "share": 1})),
         group("alone", first, second) | {"deployments": group("", first, second)["deployments"][:1],
                                          "hedge": {"after_s": 0.05, "share": 1}},
     ]  # fmt: skip
@@ -301,3 +307,78 @@ async def test_a_cancelled_pair_has_its_rows(tmp_path: Path, first: FaultProvide
             (1, "incomplete", "unknown"),
             (2, "incomplete", "unknown"),
         ]
+
+
+async def test_comments_into_the_silence_of_both_leave_the_answer_whole(
+    tmp_path: Path, first: FaultProvider, second: FaultProvider
+) -> None:
+    top = {
+        "models": models_of(first, second),
+        "routing": {"retries": 1},
+        "server": {"heartbeat_s": 0.02, "heartbeat_early": True},
+    }
+    async with served(tmp_path, first.base_url, top=top) as running:
+        key = await running.mint()
+        plain = (await running.chat(key, body("plain", stream=True))).text
+        for _ in range(10):
+            first.script(SILENT)
+            second.script(Fault("ok", drip_s=0.05))
+            answer = await running.chat(key, body("quick", stream=True))
+            assert answer.status_code == 200
+            events = answer.text.split("\n\n")
+            assert ": keep-alive" in events
+            said = [event for event in events if not event.startswith(":")]
+            assert "\n\n".join(said) == plain
+        await is_idle(running)
+
+
+async def test_places_of_both_deployments_are_given_back(
+    gateway: Running, first: FaultProvider, second: FaultProvider
+) -> None:
+    key = await gateway.mint()
+    for _ in range(5):
+        first.script(SILENT)
+        answer = await gateway.chat(key, body("narrow"))
+        assert (answer.status_code, answer.headers["x-sidecar-deployment"]) == (200, "narrow#1:openai")
+        await is_idle(gateway)
+    first.script(Fault("ok", drip_s=0.1))
+    second.script(SILENT)
+    answer = await gateway.chat(key, body("narrow", stream=True))
+    assert (answer.status_code, answer.headers["x-sidecar-deployment"]) == (200, "narrow#0:openai")
+    await is_idle(gateway)
+
+
+async def test_a_full_deployment_is_not_asked_beside_another(
+    gateway: Running, first: FaultProvider, second: FaultProvider
+) -> None:
+    key = await gateway.mint()
+    first.script(Fault("held", after=2))
+    long = asyncio.create_task(gateway.chat(key, body("narrow", stream=True)))
+    await eventually(lambda: len(first.requests) == 1)
+    second.script(Fault("ok", drip_s=0.2))
+    answer = await gateway.chat(key, body("narrow", stream=True))
+    assert (answer.status_code, answer.headers["x-sidecar-deployment"]) == (200, "narrow#1:openai")
+    assert (answer.headers["x-sidecar-attempts"], len(first.requests)) == ("1", 1)
+    first.release()
+    assert (await long).status_code == 200
+    await is_idle(gateway)
+
+
+async def test_in_a_process_of_its_own(tmp_path: Path, first: FaultProvider, second: FaultProvider) -> None:
+    top = {
+        "models": models_of(first, second),
+        "routing": {"retries": 1},
+        "server": {"max_in_flight": 100, "max_lag_s": 30},
+        "queue": {"size": 10},
+    }
+    async with process(tmp_path, first.base_url, top=top) as running:
+        key = await running.mint()
+        for is_stream in (False, True):
+            first.script(SILENT)
+            answer = await running.chat(key, body("quick", stream=is_stream))
+            assert (answer.status_code, answer.headers["x-sidecar-deployment"]) == (200, "quick#1:openai")
+        await eventually(lambda: {seen.closed_how for seen in first.requests} == {"left"})
+        rows = await running.rows(key, at_least=4)
+        assert sorted(row["outcome"] for row in rows) == ["incomplete", "incomplete", "ok", "ok"]
+        text = (await running.http.get(running.url + "/metrics")).text
+        assert 'sidecar_hedges_won_total{group="quick"} 2.0' in text

@@ -26,8 +26,9 @@ from sidecar.routing.catalog import Catalog
 from sidecar.types import Identity, Limits, Principal
 from sidecar.waiting import WaitingRoom
 from tests.asgi import Answer, call
+from tests.faults.provider import Fault
 from tests.middleware.stack import BODY, CALLER, DEPLOYMENT, Rows, Speaker, make_policy
-from tests.promises.support import body, eventually, served
+from tests.promises.support import body, eventually, process, served
 
 pytestmark = pytest.mark.anyio
 
@@ -326,3 +327,32 @@ async def test_a_gateway_whose_queue_is_configured(tmp_path: Any, faults: Any) -
         assert {answer.status_code for answer in answers} == {200}
         assert sum("x-sidecar-queue" in answer.headers for answer in answers) == 11
         assert running.taken_slots == 0
+
+
+async def test_two_processes_share_the_limit_their_lines_wait_for(tmp_path: Any, faults: Any, redis_url: str) -> None:
+    store = {"redis_url": redis_url, "database_url": f"sqlite:///{tmp_path}/shared.db"}
+    top = {"queue": {"size": 50, "max_wait_s": 25}, "store": store}
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        folder.mkdir()
+    async with (
+        process(folders[0], faults.base_url, top=top) as one,
+        process(folders[1], faults.base_url, top=top) as other,
+    ):
+        own = await one.mint(max_parallel_requests=2)
+        answers = await asyncio.gather(*(running.chat(own, body()) for running in (one, other) * 8))
+        assert {answer.status_code for answer in answers} == {200}
+        assert any("x-sidecar-queue" in answer.headers for answer in answers)
+
+
+async def test_the_requests_own_deadline_ends_a_wait(tmp_path: Any, faults: Any) -> None:
+    async with served(tmp_path, faults.base_url, top={"queue": {"size": 50}}) as running:
+        own = await running.mint(max_parallel_requests=1)
+        faults.script(Fault("held", after=2))
+        held = asyncio.create_task(running.chat(own, body(stream=True)))
+        await eventually(lambda: len(faults.requests) == 1)
+        async with asyncio.timeout(10):
+            late = await running.chat(own, body(), headers={"x-sidecar-timeout": "1.5"})
+        assert (late.status_code, late.headers["x-sidecar-queue"]) == (429, "1")
+        faults.release()
+        assert (await held).status_code == 200
