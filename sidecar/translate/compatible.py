@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from sidecar.errors import ProviderError
+from sidecar.translate.losses import note
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Call, Head, check_provider
 from sidecar.translate.provider_errors import make_error
 from sidecar.translate.providers.openai import OpenAIDialect
@@ -51,6 +52,16 @@ class OpenAICompatible(OpenAIDialect, is_abstract=True):
     def cap_name(self, model: str) -> str:
         return self.vendor.cap_name
 
+    def changes(self, call: Call) -> tuple[dict[str, Any], set[str], list[str]]:
+        changes, removed, dropped = super().changes(call)
+        if not self.vendor.takes_names and b'"name"' in call.raw:
+            given = changes.get("messages", call.payload.get("messages"))
+            nameless = [_nameless(message) for message in given] if isinstance(given, list) else given
+            if nameless != given:
+                note("dropped", "messages[].name", f"{self.name} refuses names of messages")
+                changes["messages"] = nameless
+        return changes, removed, dropped
+
     def _error(self, call: Call, head: Head, fields: dict[str, Any], *, may_be_billed: bool) -> ProviderError:
         message = fields.get("message")
         if head.status not in (400, 413, 422) or not isinstance(message, str) or _TOO_LONG.match(message) is None:
@@ -59,6 +70,12 @@ class OpenAICompatible(OpenAIDialect, is_abstract=True):
             self.name, head, kind="context_window", now=call.now, fields=fields, keeps_names=False,
             may_be_billed=may_be_billed,
         )  # fmt: skip
+
+
+def _nameless(message: Any) -> Any:
+    if not isinstance(message, dict) or "name" not in message:
+        return message
+    return {name: value for name, value in message.items() if name != "name"}
 
 
 def shape_of(vendor: Vendor) -> Hashable:
@@ -70,6 +87,7 @@ def shape_of(vendor: Vendor) -> Hashable:
         vendor.takes_both_caps,
         vendor.forces_usage,
         vendor.passes_unknown,
+        vendor.takes_names,
     )
 
 

@@ -17,7 +17,7 @@ from sidecar.translate.provider import Auth, Keyless
 class Vendor:
     """`refused`: fields the vendor answers with an error. `renames`: OpenAI's name → the vendor's. `cap_name`: the one
     name of the output cap, unless it `takes_both_caps`. `forces_usage`: streams carry usage only when asked for.
-    `note`: for people, what else is particular."""
+    `takes_names`: messages may have a `name`. `note`: for people, what else is particular."""
 
     name: str
     base_url: str | None
@@ -31,6 +31,7 @@ class Vendor:
     takes_both_caps: bool = True
     forces_usage: bool = True
     passes_unknown: bool = True
+    takes_names: bool = True
     note: str = ""
 
 
@@ -47,7 +48,8 @@ _MAKERS: tuple[Vendor, ...] = (
         refused=_refuse("logprobs logit_bias top_logprobs n", "Groq answers it with an error; remove the field."),
         cap_name="max_completion_tokens",
         takes_both_caps=False,
-        note="usage also in `x_groq`",
+        takes_names=False,
+        note="usage also in `x_groq`; names of messages are left out",
     ),
     Vendor(
         "together",

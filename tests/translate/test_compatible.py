@@ -13,6 +13,7 @@ from sidecar.config.check import is_local
 from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
 from sidecar.translate import PROVIDERS, Head
 from sidecar.translate.compatible import COMPATIBLE, shape_of
+from sidecar.translate.losses import told
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS
 from sidecar.translate.vendors import VENDORS, Vendor
 from sidecar.types import Usage
@@ -267,3 +268,18 @@ def test_a_nim_takes_the_cap_under_its_old_name() -> None:
     body = sent("nvidia_nim", {"max_completion_tokens": 5, "stream": True})
     assert (body["max_tokens"], "max_completion_tokens" in body) == (5, False)
     assert body["stream_options"] == {"include_usage": True}
+
+
+def test_names_of_messages_are_left_out_where_the_vendor_refuses_them() -> None:
+    """https://console.groq.com/docs/openai#text-completions · 7b-103"""
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    turns = [{"role": "user", "content": "hi", "name": "bob"}, {"role": "user", "content": '"name"'}]
+    call = make_call({"messages": turns, "tools": tools}, model="m")
+    with told() as losses:
+        body = json.loads(COMPATIBLE["groq"].request(call).body)
+    assert body["messages"] == [{"role": "user", "content": "hi"}, turns[1]]
+    assert body["tools"] == tools
+    assert [(loss.kind, loss.where) for loss in losses] == [("dropped", "messages[].name")]
+    assert json.loads(COMPATIBLE["together"].request(call).body)["messages"] == turns
+    plain = make_call({"model": "m", "tools": tools}, model="m")
+    assert COMPATIBLE["groq"].request(plain).body == plain.raw
