@@ -102,6 +102,21 @@ async def test_a_key_is_found_by_its_hash_with_all_it_had(company: Company, targ
         assert resolved is not None
 
 
+async def test_names_of_models_of_keys_and_teams_go_on_working(company: Company, target: str) -> None:
+    company.add("ModelTable", id=7, aliases={"fast": "gpt"})
+    company.add("TeamTable", team_id="red", model_id=7)
+    company.key(KEY, models=[], team_id="red", aliases={"good": "claude", "any": "openai/*", "odd": 1})
+    book = await run(company, target)
+    async with opened(target) as ours:
+        resolved = await ours.keys.resolve(hashed(KEY))
+        assert resolved is not None
+        assert resolved.row.model_aliases == {"good": "claude"}
+        identity = resolved.identity(resolved.principals())
+        assert identity.aliases == {"good": "claude", "fast": "gpt"}
+    assert [status for status, _ in told(book, "aliases")] == ["taken", "no equivalent"]
+    assert [status for status, _ in told(book, "model_id", "TeamTable")] == ["changed"]
+
+
 @pytest.mark.parametrize("usd", [0.1 + 0.2, 1e-9, 0.000000001234, 123456.789012345, 1 / 3, 2.5e-10])
 async def test_what_a_key_has_spent_is_exact_to_the_nano_dollar(company: Company, tmp_path: Path, usd: float) -> None:
     company.key(KEY, models=[], spend=usd)
@@ -380,7 +395,7 @@ async def test_everything_that_holds_something_is_reported(company: Company) -> 
     assert missing >= {
         ("VerificationToken", name)
         for name in (
-            "aliases", "config", "router_settings", "agent_id", "project_id", "permissions", "tpd_limit", "policies",
+            "config", "router_settings", "agent_id", "project_id", "permissions", "tpd_limit", "policies",
             "allowed_cache_controls", "access_group_ids", "model_spend", "object_permission_id", "model_max_budget",
             "budget_fallbacks", "rotation_count", "created_by", "metadata", "of_next_year",
         )

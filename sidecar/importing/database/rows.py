@@ -141,14 +141,20 @@ class Reader:
         taken.finish(WITHOUT)
 
     def _model_aliases(self, row: Row) -> None:
-        self._aliases[str(row["id"])] = plain(row.get("aliases", row.get("model_aliases")))
+        self._aliases[str(row["id"])] = _aliases(row.get("aliases", row.get("model_aliases")))
 
     def _team(self, row: Row) -> None:
         taken = self._taken("TeamTable", row, row.get("team_alias") or row["team_id"])
         name = str(taken.take("team_id", "team"))
         found = common(taken, self._zone, self._now)
         organization = taken.take("organization_id")
-        self._add("team", name, found, alias=taken.take("team_alias", "alias"), organization_id=organization or None)
+        aliases = self._aliases.get(str(taken.get("model_id")), {})
+        if aliases:
+            taken.changed("model_id", "model_aliases", "followed once; what a name stands for has to be allowed")
+        self._add(
+            "team", name, found, alias=taken.take("team_alias", "alias"), organization_id=organization or None,
+            model_aliases=aliases,
+        )  # fmt: skip
         if found.members_budget is not None:
             self._members_budget[name] = found.members_budget
         roles: dict[str, str] = {}
@@ -166,8 +172,6 @@ class Reader:
                 roles.setdefault(user, role)
         for user, role in roles.items():
             self._member(name, user, role=role, made_at=found.fields["created_at"])
-        if self._aliases.get(str(taken.get("model_id"))):
-            taken.changed("model_id", "", "model aliases of a team: use routing.aliases, which are everybody's")
         taken.nothing("team_member_permissions", "what a member may do follows from its role")
         taken.nothing("default_team_member_models", "give a member a budget with models")
         taken.nothing("allow_team_guardrail_config", "there are no guardrails")
@@ -330,11 +334,13 @@ class Reader:
             "tags": found.tags, "expires_at": instant(taken.take("expires", "expires_at")),
             "last_used_at": instant(taken.take("last_active", "last_used_at")),
         }  # fmt: skip
+        aliases = fields["model_aliases"] = _aliases(taken.take("aliases"))
+        if len(aliases) < len(mapping(taken.get("aliases"))):
+            taken.part("aliases", "no equivalent", "", "a name with a wildcard, or one of more than a hundred")
         self._rotation(taken, fields)
         self.found.keys[token] = KeyRow(key_hash=token, **fields)
         self._spent("key", token, found, fields)
         taken.nothing("config", "routing is the same for all keys; see models")
-        taken.nothing("aliases", "model aliases of a key: use routing.aliases, which are everybody's")
         taken.nothing("permissions", "what a key may do follows from its user's role")
         taken.nothing("budget_fallbacks", "a spent budget is answered with 429; there is no other model then")
         taken.nothing("agent_id", "there are no agents")
@@ -408,3 +414,10 @@ class Reader:
 
     def _taken(self, table: str, row: Row, name: Any) -> Taken:
         return Taken(self._book, PREFIX + table, row, str(name))
+
+
+def _aliases(value: Any) -> dict[str, str]:
+    """Names of models as a key's and a team's may be here."""
+    found = {str(name): target for name, target in mapping(value).items() if isinstance(target, str)}
+    kept = ((name, target) for name, target in found.items() if name and target and "*" not in name + target)
+    return dict(list(kept)[:100])
