@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0005"
+HEAD = "0001"
 """The newest migration: what `Database.schema_is_current` compares with."""
 
 metadata = sa.MetaData()
@@ -31,7 +31,7 @@ def _policy() -> list[sa.Column[Any]]:
         sa.Column("tpm_limit", sa.BigInteger),
         sa.Column("max_parallel_requests", sa.BigInteger),
         sa.Column("model_limits", sa.Text, nullable=False),
-        sa.Column("model_aliases", sa.Text, nullable=False, server_default="{}"),
+        sa.Column("model_aliases", sa.Text, nullable=False),
         sa.Column("budget_id", sa.Text),
         sa.Column("metadata", sa.Text, nullable=False),
         sa.Column("blocked", sa.Boolean, nullable=False),

@@ -1,5 +1,5 @@
-"""The first schema: who calls (`keys`, `principals`), what changed, and `spend` – on PostgreSQL range-partitioned by
-`exchange_id`, with a default one – with its daily totals."""
+"""The first schema: who calls (`keys`, `principals`), what changed, what jobs remember, and `spend` – on PostgreSQL
+range-partitioned by `exchange_id`, with a default one – with its daily totals; `prompts` for those who keep them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def _policy() -> list[sa.Column[Any]]:
         sa.Column("model_limits", sa.Text, nullable=False),
         sa.Column("budget_id", sa.Text),
         sa.Column("metadata", sa.Text, nullable=False),
+        sa.Column("model_aliases", sa.Text, nullable=False),
         sa.Column("blocked", sa.Boolean, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("updated_at", sa.BigInteger, nullable=False),
@@ -121,8 +122,39 @@ def _who() -> None:
     op.create_index("ix_audit_subject", "audit", ["kind", "subject_id"])
 
 
+def _jobs() -> None:
+    """When each is due next, who leads, which soft budgets were told."""
+    op.create_table(
+        "jobs",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("next_at", sa.BigInteger, nullable=False),
+        sa.Column("running_by", sa.Text),
+        sa.Column("started_at", sa.BigInteger),
+        sa.Column("ended_at", sa.BigInteger),
+        sa.Column("ok_at", sa.BigInteger),
+        sa.Column("error", sa.Text),
+        sa.Column("runs", sa.BigInteger, nullable=False),
+        sa.Column("failures", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "leases",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("holder", sa.Text, nullable=False),
+        sa.Column("since_at", sa.BigInteger, nullable=False),
+        sa.Column("until_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "alerts",
+        sa.Column("kind", sa.Text, primary_key=True),
+        sa.Column("subject_id", sa.Text, primary_key=True),
+        sa.Column("window_start_at", sa.BigInteger, nullable=False),
+        sa.Column("told_at", sa.BigInteger, nullable=False),
+    )
+
+
 def upgrade() -> None:
     _who()
+    _jobs()
     is_postgresql = op.get_bind().dialect.name == "postgresql"
     op.create_table(
         "spend",
@@ -157,6 +189,9 @@ def upgrade() -> None:
     op.create_index("ix_spend_key_hash_at", "spend", ["key_hash", "at"])
     op.create_index("ix_spend_at", "spend", ["at"])
     op.create_index("ix_spend_request_id", "spend", ["request_id"])
+    for name in ("user_id", "team_id", "end_user_id"):
+        where = sa.text(f"{name} IS NOT NULL")
+        op.create_index(f"ix_spend_{name}_at", "spend", [name, "at"], postgresql_where=where, sqlite_where=where)
     text = sa.Text(collation="C" if is_postgresql else None)
     op.create_table(
         "spend_daily",
@@ -173,11 +208,24 @@ def upgrade() -> None:
         sa.Column("name", sa.Text, primary_key=True),
         sa.Column("value", sa.BigInteger, nullable=False),
     )
+    op.create_table(
+        "prompts",
+        sa.Column("exchange_id", text, primary_key=True),
+        sa.Column("at", sa.BigInteger, nullable=False),
+        sa.Column("key_hash", sa.Text, nullable=False),
+        sa.Column("request", sa.Text, nullable=False),
+        sa.Column("answer", sa.Text, nullable=False),
+        sa.Column("request_cut", sa.Boolean, nullable=False),
+        sa.Column("answer_cut", sa.Boolean, nullable=False),
+    )
+    op.create_index("ix_prompts_at", "prompts", ["at"])
     if is_postgresql:
         op.execute("CREATE TABLE spend_default PARTITION OF spend DEFAULT")
         op.execute("ALTER TABLE spend_daily SET (fillfactor = 70)")  # its rows are updated all day
 
 
 def downgrade() -> None:
-    for name in ("spend_state", "spend_daily", "spend", "audit", "changes", "models", "principals", "keys"):
+    for name in ("prompts", "spend_state", "spend_daily", "spend", "alerts", "leases", "jobs", "audit", "changes"):
+        op.drop_table(name)
+    for name in ("models", "principals", "keys"):
         op.drop_table(name)
