@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from sidecar.middleware.observe import ObserveMiddleware
     from sidecar.middleware.rate_limit import RateLimitMiddleware
     from sidecar.middleware.route import RouteMiddleware
+    from sidecar.middleware.shed import LoopLag, ShedMiddleware
     from sidecar.middleware.spend import SpendMiddleware
     from sidecar.middleware.translate import TranslateMiddleware
     from sidecar.middleware.upstream import UpstreamProxy
     from sidecar.routing.catalog import Catalog
     from sidecar.types import Budget, Deployment, Identity, Limits, Secret, SpendRecord, Usage
+    from sidecar.waiting import WaitingRoom
 
 _WHERE = {
     "Admission": "sidecar.limits.admission",
@@ -43,17 +45,20 @@ _WHERE = {
     "Identity": "sidecar.types",
     "InProcess": "sidecar.inprocess",
     "Limits": "sidecar.types",
+    "LoopLag": "sidecar.middleware.shed",
     "MemoryAnswers": "sidecar.idempotency.memory",
     "Metrics": "sidecar.metrics",
     "ObserveMiddleware": "sidecar.middleware.observe",
     "RateLimitMiddleware": "sidecar.middleware.rate_limit",
     "RouteMiddleware": "sidecar.middleware.route",
     "Secret": "sidecar.types",
+    "ShedMiddleware": "sidecar.middleware.shed",
     "SpendMiddleware": "sidecar.middleware.spend",
     "SpendRecord": "sidecar.types",
     "TranslateMiddleware": "sidecar.middleware.translate",
     "UpstreamProxy": "sidecar.middleware.upstream",
     "Usage": "sidecar.types",
+    "WaitingRoom": "sidecar.waiting",
     "build_app": "sidecar.app",
     "paths": "sidecar.asgi",
 }
@@ -74,17 +79,20 @@ __all__ = [
     "Identity",
     "InProcess",
     "Limits",
+    "LoopLag",
     "MemoryAnswers",
     "Metrics",
     "ObserveMiddleware",
     "RateLimitMiddleware",
     "RouteMiddleware",
     "Secret",
+    "ShedMiddleware",
     "SpendMiddleware",
     "SpendRecord",
     "TranslateMiddleware",
     "UpstreamProxy",
     "Usage",
+    "WaitingRoom",
     "build_app",
     "paths",
 ]

@@ -22,6 +22,7 @@ from sidecar import (
     SpendMiddleware,
     TranslateMiddleware,
     UpstreamProxy,
+    WaitingRoom,
 )
 from sidecar.asgi import ASGIApp, Message, Receive, Scope, Send, paths
 from sidecar.errors import UnavailableError, UpstreamConnectError
@@ -352,3 +353,14 @@ async def test_a_budget_needs_a_priced_model() -> None:
     policy = make_policy(Catalog([unpriced]))
     answer = await call(callers_of(rich, BudgetMiddleware(Speaker(), policy=policy)), BODY, headers=GOOD)
     assert (answer.status, answer.error["code"]) == (403, "model_unpriced")
+
+
+async def test_a_rate_limit_with_a_room_lets_requests_to_any_app_wait() -> None:
+    speaker = Speaker()
+    policy = make_policy(Catalog([DEPLOYMENT]), global_limits=Limits(concurrency=1))
+    room = WaitingRoom(size=10)
+    app = RateLimitMiddleware(speaker, policy=policy, room=room)
+    answers = await asyncio.gather(*(call(app, BODY) for _ in range(5)))
+    assert {answer.status for answer in answers} == {200}
+    assert sorted(answer.headers.get("x-sidecar-queue", "0") for answer in answers) == ["0", "1", "2", "3", "4"]
+    assert room.lines.count == 0
