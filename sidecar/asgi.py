@@ -249,9 +249,12 @@ def open_exchange(scope: Scope, receive: Receive, *, now: Callable[[], float] = 
     inbox = Inbox(receive)
     exchange = Exchange(new_exchange_id(at), at, inbox, now)
     inbox.exchange = exchange
-    request_id = header(scope, b"x-request-id")
-    if request_id is not None:
-        exchange.request_id = without_credentials(request_id[:128].decode("latin-1"))
+    for name, value in scope["headers"]:  # once for both
+        if name == b"x-request-id":
+            if exchange.request_id is None:
+                exchange.request_id = without_credentials(value[:128].decode("latin-1"))
+        elif name == b"idempotency-key" and exchange.idempotency_key is None:
+            exchange.idempotency_key = value
     scope[SCOPE_KEY] = exchange
     return exchange, True
 

@@ -2,7 +2,7 @@
 
 Who writes which field (one writer each):
 
-    exchange_id, request_id, started_at   open_exchange (asgi.py)
+    exchange_id, request_id, started_at, idempotency_key   open_exchange (asgi.py)
     identity                              Auth, through `identify()`
     asked_model                           Auth: the alias, where `model` is what it stands for
     end_user_id, tags                     Auth
@@ -135,6 +135,7 @@ class Exchange:
     inbox: Inbox
     now: Callable[[], float] = time.time
     request_id: str | None = None
+    idempotency_key: bytes | None = None
     identity: Identity | None = None
     end_user_id: str | None = None
     tags: tuple[str, ...] = ()

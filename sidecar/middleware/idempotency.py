@@ -37,7 +37,7 @@ from sidecar.asgi import (
     route_path,
 )
 from sidecar.errors import BadRequestError, ConflictError, RefusedError, UnprocessableError
-from sidecar.exchange import Exchange
+from sidecar.exchange import SCOPE_KEY, Exchange
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.types import Headers
 
@@ -109,10 +109,14 @@ class IdempotencyMiddleware:
         self.waiting = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        known: Exchange | None = scope.get(SCOPE_KEY)
+        if known is not None and known.idempotency_key is None:  # at first: nearly every request is one of these
+            await self.app(scope, receive, send)
+            return
         if scope["type"] != "http" or not self.applies(scope):
             await self.app(scope, receive, send)
             return
-        key = header(scope, b"idempotency-key")
+        key = known.idempotency_key if known is not None else header(scope, b"idempotency-key")
         if key is None:
             await self.app(scope, receive, send)
             return
