@@ -382,3 +382,22 @@ async def test_in_a_process_of_its_own(tmp_path: Path, first: FaultProvider, sec
         assert sorted(row["outcome"] for row in rows) == ["incomplete", "incomplete", "ok", "ok"]
         text = (await running.http.get(running.url + "/metrics")).text
         assert 'sidecar_hedges_won_total{group="quick"} 2.0' in text
+
+
+async def test_a_budget_stays_a_ceiling_with_two_attempts_per_request(
+    gateway: Running, first: FaultProvider, second: FaultProvider
+) -> None:
+    key = await gateway.mint(max_budget=0.0145)
+    first.script(*[SILENT] * 10)
+    answers = await asyncio.gather(
+        *(gateway.chat(key, body("quick", max_tokens=500), timeout=3) for _ in range(10)), return_exceptions=True
+    )
+    codes = [getattr(answer, "status_code", None) for answer in answers]
+    assert set(codes) <= {200, 429, None}, "some went on alone, and their clients gave up"
+    assert 200 in codes
+    await is_idle(gateway)
+    rows = await gateway.rows(key, at_least=len(first.requests) + len(second.requests))
+    spent = sum(float(row["spend"]) for row in rows)
+    assert spent <= 0.0145
+    assert await gateway.spend(key) == pytest.approx(spent)
+    assert len(rows) == len(first.requests) + len(second.requests), "every call of a provider has its row"
