@@ -251,8 +251,8 @@ async def test_who_waited_in_the_queue_and_how_long_is_told(provider: FaultProvi
                 await asyncio.sleep(0.005)
         waited = await gateway.chat(key, body(), headers={"idempotency-key": "k"})
         shown = await explained(gateway, waited)
-        assert shown["queue"]["place"] == 1
-        assert shown["queue"]["waited_ms"] == int(waited.headers["x-sidecar-queue-ms"]) > 0
+        assert (shown["queue"]["place"], shown["queue"]["waited_ms"] > 0) == (1, True)
+        assert abs(shown["queue"]["waited_ms"] - int(waited.headers["x-sidecar-queue-ms"])) <= 1
         assert (await explained(gateway, await running))["deadline_s"] == 20
         again = await gateway.chat(key, body(), headers={"idempotency-key": "k"})
         assert again.headers["idempotent-replayed"] == "true"
