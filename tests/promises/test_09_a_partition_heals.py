@@ -1,6 +1,6 @@
 """*A dead store has known behaviour*, when it is the network that is dead. Of two `sidecar serve` on one PostgreSQL and
 one Redis one runs in a network of its own. In the midst of calls and of a stream all packets between it and both stores
-are dropped – no connection is refused, none is closed – for longer than its leases last (`PROMISE_9_SECONDS`).
+are dropped – no connection is refused, none is closed – until its leases have run out (`PROMISE_9_SECONDS` at least).
 
 Cut off, it refuses calls under limits or a budget with 503, never 401, answers liveness and readiness, serves a known
 key that has neither, and lets the stream end whole; nothing waits for the network longer than a deadline. The other
@@ -37,7 +37,7 @@ from tests.promises.test_09_a_dead_store_has_known_behaviour import (
 from tests.servers.redis import LocalServer
 
 pytestmark = pytest.mark.anyio
-SECONDS = max(15, size("PROMISE_9_SECONDS", 15, full=60))
+SECONDS = size("PROMISE_9_SECONDS", 6, full=60)
 
 
 @contextlib.asynccontextmanager
@@ -157,6 +157,7 @@ async def test_cut_off_from_both_stores_and_healed(
         assert text.endswith("data: [DONE]\n\n")
         cut_off = dict(calls[0].statuses)
 
+        gone = time.monotonic() - began
         place.heal()
         back = await works_again(gateways, stranger) + await works_again(gateways, poor)
         for one in calls:
@@ -175,7 +176,7 @@ async def test_cut_off_from_both_stores_and_healed(
     assert max(one.slowest for one in calls) < PATIENCE_S
     measured(
         9,
-        f"cut off from both stores for {SECONDS} s (packets dropped): {cut_off[503, 'limit_store_unavailable']} calls "
+        f"cut off from both stores for {gone:.0f} s (packets dropped): {cut_off[503, 'limit_store_unavailable']} calls "
         f"refused with 503, {len(calls[2].whole)} without limits served, slowest call "
         f"{max(one.slowest for one in calls):.1f} s, liveness and readiness at most {probes * 1000:.0f} ms; serves "
         f"again {back:.1f} s after; {len(whole)} whole answers, 0 without a row, 0 doubled; counters agree",
