@@ -114,7 +114,7 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def main() -> None:
-    application._transport = lambda config: Instant()  # type: ignore[assignment,return-value]
+    application.transport_of = lambda config: Instant()  # type: ignore[assignment,return-value]
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(config_file(Path(folder)), {})
         gateway = application.build_app(config, migrate=True, owns_process=True)

@@ -1,18 +1,15 @@
 """The gateway from a configuration: the whole stack in one readable place.
 
 `build_app(config)` gives an ASGI app for all three mounts. Read `build_stack` top to bottom and you have followed a
-request; everything else here makes the collaborators and ties their start and end.
+request; everything else here ties the collaborators (`parts.py`) together, and their start and end.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import secrets
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, tzinfo
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +28,10 @@ from sidecar.config.build import (
     build_policy,
     build_room,
     build_router,
-    ensure_master_key,
     global_budgets,
     global_limits,
 )
 from sidecar.config.models import Config
-from sidecar.config.oidc import build_issuers
 from sidecar.config.stored import LiveCatalog, ModelTable
 from sidecar.db import Database
 from sidecar.db.vault import Vault
@@ -44,16 +39,11 @@ from sidecar.errors import RefusedError, UnavailableError
 from sidecar.explanation import Explainer
 from sidecar.gateway import Gateway, error_response
 from sidecar.heartbeat import Heartbeat
-from sidecar.idempotency.memory import MemoryAnswers
 from sidecar.identity.callers import Callers
 from sidecar.identity.feed import ChangeFeed
-from sidecar.identity.keys import Keys
-from sidecar.identity.shared_cache import RedisSharedCache
-from sidecar.identity.subjects import Credentials, Subjects
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.identity.tree import Tree
 from sidecar.jobs.build import build_jobs
-from sidecar.jobs.probes import Probes
 from sidecar.jobs.status import Status
 from sidecar.jobs.ticker import LedgerSeed, Ticker
 from sidecar.limits.admission import Admission
@@ -70,7 +60,20 @@ from sidecar.middleware.shed import LoopLag, ShedMiddleware
 from sidecar.middleware.spend import SpendMiddleware
 from sidecar.middleware.translate import FetchMedia, TranslateMiddleware
 from sidecar.middleware.upstream import UpstreamProxy
-from sidecar.pauses import SharedPauses
+from sidecar.parts import (
+    LazyMedia,
+    answer_store,
+    probes_of,
+    redis_client,
+    shared_pauses,
+    shedding,
+    sinks_of,
+    transport_of,
+    tune_process,
+    who_calls,
+    write_access_log,
+    zone_of,
+)
 from sidecar.places import DeploymentPlaces
 from sidecar.records import Records
 from sidecar.records_shared import SharedRecords
@@ -82,14 +85,11 @@ from sidecar.spend.ledger import Ledger
 from sidecar.spend.price_loader import load_price
 from sidecar.spend.prompts import Prompts, find
 from sidecar.spend.recorder import Recorder
-from sidecar.spend.sinks import open_sink
 from sidecar.upstream.base import Transport
 from sidecar.waiting import WaitingRoom
 
 if TYPE_CHECKING:
-    from sidecar.idempotency.redis import RedisAnswers
-    from sidecar.translate.provider import Media
-    from sidecar.upstream.media import MediaFetcher
+    pass
 
 LEASE_S = 10.0
 MIB = 1024 * 1024
@@ -163,44 +163,20 @@ def build_app(
     recorder = Recorder(
         Journal(config.store.journal_dir, durability=config.store.durability),
         ledger,
-        sinks=_sinks(config),
+        sinks=sinks_of(config),
         sink_queue=config.spend.sink_queue,
         interval_s=config.spend.flush_s,
         maintains=not config.jobs.enabled,
     )
     redis_url = config.store.redis_url.reveal() if config.store.redis_url is not None else None
-    keys: Keys | None = None
-    cache: RedisSharedCache | None = None
-    credentials: Credentials | None = None
-    callers: Callers | None = None
-    subjects: Subjects | None = None
-    end_user_header: str | None = None
-    if config.auth != "none":
-        master_key, made = ensure_master_key(config)
-        if made is not None:
-            print(f"A master key was made; it stands in {made}", file=sys.stderr)  # noqa: T201
-        cache = _shared_cache(redis_url) if redis_url is not None else None
-        keys = Keys(
-            table, master_key=master_key, clock=time.time, shared_cache=cache, hard_age_s=config.auth.key_cache_s
-        )
-        principals = PrincipalTable(store)
-        issuers = build_issuers(config.auth.issuers, config.auth.introspection, clock=time.time)
-        if issuers is not None:
-            subjects = Subjects(issuers, principals, clock=time.time, hard_age_s=config.auth.key_cache_s)
-        credentials = Credentials(keys, subjects)
-        callers = Callers(
-            principals,
-            clock=time.time,
-            end_user_budget_id=config.auth.end_user_budget_id,
-            hard_age_s=config.auth.key_cache_s,
-        )
-        end_user_header = config.auth.end_user_header
+    who = who_calls(config, store, table, redis_url)
+    keys, callers, credentials = who.keys, who.callers, who.credentials
     seed = LedgerSeed(recorder, ledger)
     admission = Admission(
         open_store(redis_url or "memory://", deadline_s=config.store.deadline_s),
         global_limits=global_limits(config),
         global_budgets=global_budgets(config),
-        timezone=_zone(config.budget.timezone),
+        timezone=zone_of(config.budget.timezone),
         on_store_failure=config.store.on_failure,
         seed=seed,
         lease_s=LEASE_S,
@@ -214,15 +190,15 @@ def build_app(
         default_output_tokens=config.budget.default_output_tokens,
         has_global_budget=config.budget.max_usd is not None,
     )
-    transport = _transport(config)
+    transport = transport_of(config)
     router = build_router(config)
-    media = _Media(config.upstream.media_networks) if config.upstream.fetch_media else None
-    answers = _answers(config, redis_url)
+    media = LazyMedia(config.upstream.media_networks) if config.upstream.fetch_media else None
+    answers = answer_store(config, redis_url)
     records = Records(keep=config.log.exchanges, paused=router.health.cooling, strategy=router.strategy_of)
-    shared_records = SharedRecords(_redis(redis_url), records) if redis_url is not None else None
+    shared_records = SharedRecords(redis_client(redis_url), records) if redis_url is not None else None
     room = build_room(config)
     lag = LoopLag()
-    shed = _shed(config, lag, metrics)
+    shed = shedding(config, lag, metrics)
     metrics.load.paused = lambda: router.health.cooling(time.time())
     metrics.load.hedges = router.hedges.counts
     metrics.load.lag_s = lag.worst_s
@@ -231,11 +207,11 @@ def build_app(
         metrics.load.waits = lambda: room.results
     stack = build_stack(
         metrics=metrics,
-        access_log=_access_log if config.log.access else None,
+        access_log=write_access_log if config.log.access else None,
         records=records if config.log.exchanges and keys is not None else None,
         keys=credentials,
         callers=callers,
-        end_user_header=end_user_header,
+        end_user_header=who.end_user_header,
         answers=answers,
         max_answer_bytes=config.idempotency.max_answer_mb * MIB,
         answer_wait_s=config.idempotency.wait_s,
@@ -258,11 +234,11 @@ def build_app(
             Explainer(catalog, router, policy=policy, retries=config.routing.retries, fetches_media=media is not None),
             keys=credentials,
             callers=callers,
-            end_user_header=end_user_header,
+            end_user_header=who.end_user_header,
             access_groups=catalog.access_groups,
         )
     )
-    feed = ChangeFeed(store, [live, *(f for f in (keys, callers, subjects) if f is not None)], clock=time.time)
+    feed = ChangeFeed(store, [live, *(f for f in (keys, callers, who.subjects) if f is not None)], clock=time.time)
     tree = Tree(table, PrincipalTable(store))
     jobs = build_jobs(
         config,
@@ -272,9 +248,9 @@ def build_app(
         keys=keys,
         metrics=metrics,
         redis_url=redis_url,
-        zone=_zone(config.budget.timezone),
+        zone=zone_of(config.budget.timezone),
         limit_store=admission.store,
-        probes=_probes(config, catalog, router, policy, recorder, transport),
+        probes=probes_of(config, catalog, router, policy, recorder, transport),
         clock=time.time,
     )
     if keys is not None and credentials is not None:
@@ -295,7 +271,7 @@ def build_app(
         )
     metrics.dropped_by_sink = recorder.dropped_by_sink
     recorder.settle_dead = admission.settle_dead
-    pauses = _pauses(redis_url, router, catalog) if redis_url is not None else None
+    pauses = shared_pauses(redis_url, router, catalog) if redis_url is not None else None
     ticker = Ticker(admission, recorder, metrics, every_s=LEASE_S / 3)
 
     async def open_database() -> None:
@@ -309,7 +285,21 @@ def build_app(
             )
         await live.reload()
 
-    parts = (database, transport, media, admission, recorder, ticker, lag, live, feed, keys, callers, subjects, cache)
+    parts = (
+        database,
+        transport,
+        media,
+        admission,
+        recorder,
+        ticker,
+        lag,
+        live,
+        feed,
+        keys,
+        callers,
+        who.subjects,
+        who.cache,
+    )
     closers = [part.aclose for part in (*parts, answers, pauses, shared_records, jobs, prompts) if part is not None]
     return Gateway(
         stack,
@@ -319,76 +309,13 @@ def build_app(
             *(open_database, recorder.start, ticker.start, lag.start, feed.start, jobs.start),
             *([pauses.start] if pauses is not None else []),
             *([shared_records.start] if shared_records is not None else []),
-            *([_tune_process] if owns_process else []),
+            *([tune_process] if owns_process else []),
         ],
         closers=closers,
         allowed_hosts=_LOOPBACK_NAMES if keys is None else None,
         # `sidecar serve` has waited for them already.
         grace_s=SETTLE_LIMIT_S if owns_process else config.server.grace_s,
     )
-
-
-def _probes(
-    config: Config,
-    catalog: Catalog,
-    router: Router,
-    policy: AdmissionPolicy,
-    recorder: Recorder,
-    transport: Transport,
-) -> Probes | None:
-    settings = config.jobs.probes
-    if settings.every_s is None:
-        return None
-    return Probes(
-        catalog=catalog,
-        router=router,
-        places=DeploymentPlaces(policy.admission),
-        policy=policy,
-        recorder=recorder,
-        transport=transport,
-        every_s=settings.every_s,
-        models=settings.models,
-    )
-
-
-async def _tune_process() -> None:
-    """What was made so far stays for good, and finished exchanges hold no cycles: the collector has nearly nothing to
-    find, so it looks rarely. With Python's defaults it took a quarter of each request's CPU, measured."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-
-
-class _Media:
-    """What clients' URLs point to; the fetcher and its HTTP client are made when the first one comes."""
-
-    def __init__(self, allowed: Sequence[str]) -> None:
-        self._allowed = allowed
-        self._fetcher: MediaFetcher | None = None
-
-    async def fetch(self, urls: Iterable[str]) -> Mapping[str, Media]:
-        if self._fetcher is None:
-            from sidecar.upstream.media import MediaFetcher
-
-            self._fetcher = MediaFetcher(allowed=self._allowed)
-        return await self._fetcher.fetch(urls)
-
-    async def aclose(self) -> None:
-        if self._fetcher is not None:
-            await self._fetcher.aclose()
-
-
-def _shed(config: Config, lag: LoopLag, metrics: Metrics) -> Callable[[ASGIApp], ShedMiddleware] | None:
-    server = config.server
-    if server.max_in_flight is None and server.max_lag_s is None:
-        return None
-
-    def wrap(app: ASGIApp) -> ShedMiddleware:
-        made = ShedMiddleware(app, max_in_flight=server.max_in_flight, max_lag_s=server.max_lag_s, lag=lag)
-        metrics.load.shed = lambda: made.shed
-        return made
-
-    return wrap
 
 
 class _Models:
@@ -415,79 +342,3 @@ class _Models:
             names = (*(name for name in names if name not in meant), *others)
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "sidecar"} for name in names]
         return Response(msgspec.json.encode({"object": "list", "data": data}), media_type="application/json")
-
-
-def _transport(config: Config) -> Transport:
-    settings = config.upstream
-    options: dict[str, Any] = {
-        "ca_file": settings.ca_file,
-        "client_cert": (settings.client_cert, settings.client_key or "") if settings.client_cert is not None else None,
-        "max_idle": settings.max_idle,
-        "idle_s": settings.idle_s,
-    }
-    if settings.proxy is not None:
-        from sidecar.upstream.httpx2_transport import Httpx2Transport
-
-        return Httpx2Transport(proxy=settings.proxy.reveal(), **options)
-    if settings.http2:
-        from sidecar.upstream.http2_transport import Http2Transport
-
-        return Http2Transport(**options)
-    from sidecar.upstream.httptools_transport import HttptoolsTransport
-
-    return HttptoolsTransport(**options)
-
-
-def _redis(url: str) -> Any:
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    return Redis.from_url(url, retry=Retry(NoBackoff(), 0))
-
-
-def _shared_cache(url: str) -> RedisSharedCache:
-    return RedisSharedCache(_redis(url), clock=time.time)
-
-
-def _answers(config: Config, redis_url: str | None) -> MemoryAnswers | RedisAnswers | None:
-    settings = config.idempotency
-    if not settings.enabled:
-        return None
-    if redis_url is None:
-        return MemoryAnswers(keep_s=settings.keep_s, max_bytes=settings.max_total_mb * MIB)
-    from sidecar.idempotency.redis import RedisAnswers
-
-    return RedisAnswers(
-        redis_url,
-        keep_s=settings.keep_s,
-        max_bytes=settings.max_total_mb * MIB,
-        on_failure=config.store.on_failure,
-        deadline_s=config.store.deadline_s,
-    )
-
-
-def _pauses(url: str, router: Router, catalog: Catalog) -> SharedPauses:
-    client = _redis(url)
-    ids = lambda: (d.deployment_id for d in catalog.deployments)  # noqa: E731
-    return SharedPauses(client, router.health, ids=ids, clock=time.time)
-
-
-def _sinks(config: Config) -> list[Any]:
-    return [
-        open_sink(settings.url.reveal(), headers=settings.headers, secret=settings.secret)
-        for settings in config.spend.sinks
-    ]
-
-
-def _zone(name: str) -> tzinfo:
-    if name == "UTC":
-        return UTC
-    from zoneinfo import ZoneInfo
-
-    return ZoneInfo(name)
-
-
-def _access_log(line: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
-    sys.stdout.buffer.flush()

@@ -15,9 +15,9 @@ from urllib.parse import quote
 import pytest
 import trustme
 
-from sidecar.app import _transport
 from sidecar.config.load import load_config
 from sidecar.errors import UpstreamBrokenError, UpstreamConnectError, UpstreamError, UpstreamTimeoutError
+from sidecar.parts import transport_of
 from sidecar.types import Timeouts
 from sidecar.upstream.base import FixedHeaders
 from sidecar.upstream.httpx2_transport import Httpx2Transport
@@ -337,7 +337,7 @@ async def test_the_gateway_uses_the_proxy_it_is_configured_with(
         file.write_text(f"upstream: {{ca_file: {trusted[1]}, proxy: 'http://{URL_AUTH}@127.0.0.1:{server.port}'}}\n")
         config = load_config(str(file), env={})
         assert not [secret for secret in NEVER if secret in f"{config!r}{config}"]
-        transport = _transport(config)
+        transport = transport_of(config)
         assert (await ask(transport, provider.post()))[2] == b"hello"
         await transport.aclose()
     assert proxy.asked[0].all(b"proxy-authorization") == [BASIC]
