@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from sidecar.spend.sinks.aside import aside
 from sidecar.spend.sinks.payload import encoded_payload
 from sidecar.types import SpendRecord
 
@@ -17,7 +17,8 @@ class JsonlSink:
         self._path = Path(path)
 
     async def write(self, records: Sequence[SpendRecord]) -> None:
-        await asyncio.to_thread(self._append, b"".join(encoded_payload(record) + b"\n" for record in records))
+        data = b"".join(encoded_payload(record) + b"\n" for record in records)
+        await aside(lambda: self._append(data))
 
     def _append(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from typing import BinaryIO
 
+from sidecar.spend.sinks.aside import aside
 from sidecar.spend.sinks.payload import encoded_payload
 from sidecar.types import SpendRecord
 
@@ -17,7 +17,8 @@ class LogSink:
 
     async def write(self, records: Sequence[SpendRecord]) -> None:
         # In a thread: a pipe nobody reads stands still, and must not take the event loop with it.
-        await asyncio.to_thread(self._print, b"".join(encoded_payload(record) + b"\n" for record in records))
+        data = b"".join(encoded_payload(record) + b"\n" for record in records)
+        await aside(lambda: self._print(data))
 
     def _print(self, data: bytes) -> None:
         out = self._out if self._out is not None else sys.stdout.buffer
