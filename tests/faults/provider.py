@@ -277,10 +277,8 @@ class FaultProvider:
                 if not first:
                     how = "idle"
                     return
-                reader.feed_data(b"")  # wakes nothing; the byte is put back below
-                rest = bytes(reader._buffer)  # type: ignore[attr-defined]
-                reader._buffer.clear()  # type: ignore[attr-defined]
-                reader.feed_data(first + rest)
+                # Put back: `feed_data` would not take it after an end that came along with it.
+                reader._buffer[:0] = first  # type: ignore[attr-defined]
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             how = "reset" if isinstance(error, ConnectionResetError) else "left"
         except asyncio.CancelledError:
