@@ -41,7 +41,7 @@ class ServerSettings(Strict):
     host: Annotated[str, AfterValidator(valid_host)] = "127.0.0.1"
     port: Int = Field(default=4000, ge=0, le=65535)
     workers: Int = Field(default=1, ge=1, le=64)
-    max_in_flight: Int | None = Field(default=None, ge=1, le=1_000_000)
+    max_in_flight: Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(number)] | None = None
     max_lag_s: Seconds | None = None
     drain_s: SecondsOrNone = 0.0
     grace_s: Seconds = 30.0
