@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from sidecar.translate.content import bad
 from sidecar.translate.fields import Drop
+from sidecar.translate.nested import NestedFields
 from sidecar.translate.provider import Call
 from sidecar.translate.tool_names import ToolNames
 
@@ -36,17 +37,19 @@ class JSONFormat(NamedTuple):
     where: str = "response_format.json_schema.schema"
 
 
-def function_tools(fields: Fields, names: ToolNames, drop: Drop, vendor: str) -> list[FunctionTool]:
+def function_tools(
+    fields: Fields, names: ToolNames, drop: Drop, vendor: str, nested: NestedFields
+) -> list[FunctionTool]:
     """Takes `tools` out of the fields."""
     tools = fields.pop("tools", None)
     if tools is None:
         return []
     if not isinstance(tools, list):
         raise bad("'tools' must be a list.", "tools")
-    return [_tool(tool, f"tools[{index}]", names, drop, vendor) for index, tool in enumerate(tools)]
+    return [_tool(tool, f"tools[{index}]", names, drop, vendor, nested) for index, tool in enumerate(tools)]
 
 
-def _tool(tool: Any, where: str, names: ToolNames, drop: Drop, vendor: str) -> FunctionTool:
+def _tool(tool: Any, where: str, names: ToolNames, drop: Drop, vendor: str, nested: NestedFields) -> FunctionTool:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(tool, dict) or tool.get("type", "function") != "function" or not isinstance(function, dict):
         kind = tool.get("type") if isinstance(tool, dict) else tool
@@ -65,8 +68,7 @@ def _tool(tool: Any, where: str, names: ToolNames, drop: Drop, vendor: str) -> F
         if schema.get("type") is not None:
             raise bad(f"'{place}' must have type object.", place)
         schema = {**NOTHING, **schema, "type": "object"}
-    for field in function.keys() - {"name", "description", "parameters", "strict"}:
-        drop(f"{where}.function.{field}", f"{vendor} has no such field; remove it.")
+    nested.tool(tool, where, drop)
     return FunctionTool(names.sent(name), description or "", schema, function.get("strict") is True, where)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Hashable
 from typing import Any
 
 from sidecar.errors import ProviderError
-from sidecar.translate.losses import note
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Call, Head, check_provider
 from sidecar.translate.provider_errors import make_error
 from sidecar.translate.providers.openai import OpenAIDialect
@@ -55,11 +54,14 @@ class OpenAICompatible(OpenAIDialect, is_abstract=True):
     def changes(self, call: Call) -> tuple[dict[str, Any], set[str], list[str]]:
         changes, removed, dropped = super().changes(call)
         if not self.vendor.takes_names and b'"name"' in call.raw:
-            given = changes.get("messages", call.payload.get("messages"))
-            nameless = [_nameless(message) for message in given] if isinstance(given, list) else given
-            if nameless != given:
-                note("dropped", "messages[].name", f"{self.name} refuses names of messages")
-                changes["messages"] = nameless
+            given: Any = changes.get("messages", call.payload.get("messages"))
+            places = [at for at, message in enumerate(given) if _is_named(message)] if isinstance(given, list) else []
+            if places:
+                changes["messages"] = sent = list(given)
+            for at in places:
+                sent[at] = {name: value for name, value in given[at].items() if name != "name"}
+                if given[at].get("role") != "tool" and given[at]["name"]:  # a result's id says what its name does
+                    dropped.append(f"messages[{at}].name")  # some clients name all they say: no reason to refuse
         return changes, removed, dropped
 
     def _error(self, call: Call, head: Head, fields: dict[str, Any], *, may_be_billed: bool) -> ProviderError:
@@ -72,10 +74,9 @@ class OpenAICompatible(OpenAIDialect, is_abstract=True):
         )  # fmt: skip
 
 
-def _nameless(message: Any) -> Any:
-    if not isinstance(message, dict) or "name" not in message:
-        return message
-    return {name: value for name, value in message.items() if name != "name"}
+def _is_named(message: Any) -> bool:
+    """True for a name that is not a function's, whose result says nothing without it."""
+    return isinstance(message, dict) and "name" in message and message.get("role") != "function"
 
 
 def shape_of(vendor: Vendor) -> Hashable:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -329,12 +329,6 @@ def tool_calls_of(message: Mapping[str, Any], where: str) -> Iterator[ToolCall]:
         raise bad(f"'{where}.tool_calls' must be a list.", f"{where}.tool_calls")
     for index, call in enumerate(calls):
         yield tool_call(call, f"{where}.tool_calls[{index}]")
-
-
-def no_spoken(message: Mapping[str, Any], where: str, drop: Callable[[str, str], None]) -> None:
-    """For providers that are not OpenAI, which alone keeps the sound of its answers."""
-    if message.get("audio") is not None:
-        drop(f"{where}.audio", "The sound of an earlier answer is not here; send its transcript as content.")
 
 
 def remote_urls(payload: Mapping[str, Any]) -> tuple[str, ...]:

@@ -146,11 +146,12 @@ def judge(provider: Provider, call: Call, name: str, value: Any) -> Judgement:
     return "dropped" if found == "dropped" else "passed"
 
 
-def dropper(provider: Provider, call: Call, dropped: list[str]) -> Drop:
-    """For values and parts that cannot be said: noted in `dropped` if the deployment drops, else refused by name."""
+def dropper(provider: Provider, call: Call, dropped: list[str], *, hints: tuple[str, ...] = ()) -> Drop:
+    """For values and parts that cannot be said: noted in `dropped` if the deployment drops, else refused by name.
+    `hints`: fields that change nothing in an answer but its price, so they are noted always and never refused."""
 
     def drop(param: str, fix: str) -> None:
-        if not call.drop_params:
+        if not call.drop_params and param.rpartition(".")[2] not in hints:
             raise unsupported_field(provider, param, fix)
         dropped.append(param)
 

@@ -77,13 +77,13 @@ def test_ids_have_nine_letters_and_digits_and_results_fit_their_calls() -> None:
     assert len(set(ids)) == 3
 
 
-def test_fields_its_messages_do_not_have_are_left_out() -> None:
+def test_fields_its_messages_do_not_have_and_that_say_nothing_are_left_out() -> None:
     found = messages(
-        {"role": "developer", "content": "be brief", "name": "boss"},
-        {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]},
+        {"role": "developer", "content": "be brief", "name": None},
+        {"role": "user", "content": [{"type": "text", "text": "hi", "annotations": []}]},
         {"role": "assistant", "content": "yo", "refusal": None, "annotations": [], "audio": None},
         called("D681PevKs", index=0) | {"function_call": None},
-        {"role": "tool", "tool_call_id": "D681PevKs", "content": "x", "is_error": True, "name": "weather"},
+        {"role": "tool", "tool_call_id": "D681PevKs", "content": "x", "name": "weather"},
     )
     assert [message.keys() for message in found] == [
         {"role", "content"},
@@ -302,12 +302,11 @@ def test_the_schema_refuses_what_mistral_would() -> None:
 
 
 def test_what_is_left_out_or_renamed_is_told_to_whoever_asks() -> None:
-    turns = [{**USER[0], "name": "bob"}, {"role": "assistant", "content": ""}, called("call_1"),
+    turns = [*USER, {"role": "assistant", "content": ""}, called("call_1"),
              {"role": "tool", "tool_call_id": "call_1", "content": "x"}]  # fmt: skip
     with told() as losses:
         body_of({"messages": turns})
     assert [(loss.kind, loss.where) for loss in losses] == [
-        ("dropped", "messages[0].name"),
         ("dropped", "messages[1]"),
         ("renamed", "tool call call_1"),
     ]

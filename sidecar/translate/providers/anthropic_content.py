@@ -28,6 +28,7 @@ from sidecar.translate.content import (
     tool_calls_of,
 )
 from sidecar.translate.losses import note
+from sidecar.translate.nested import NestedFields
 from sidecar.translate.signatures import MARK, bare_id, unpack
 
 Block = dict[str, Any]
@@ -112,8 +113,16 @@ def _document(part: File) -> Block:
 
 
 _MEDIA = ("image_url", "file")
-_PART_FIELDS = frozenset(("type", "text", "refusal", "image_url", "file", "cache_control", "annotations", "logprobs"))
-"""What a part of an OpenAI message may carry here; the last two are echoed from answers."""
+TOOL_EXTRAS = ("cache_control", "defer_loading", "allowed_callers", "input_examples", "eager_input_streaming")
+NESTED = NestedFields(
+    "Anthropic",
+    message=("cache_control",),
+    tool_result=("is_error",),
+    part=("cache_control",),
+    call=("cache_control",),
+    tool=TOOL_EXTRAS,
+    fix="Anthropic has no such field; remove it. cache_control marks what to cache.",
+)
 
 
 def content_blocks(content: Any, where: str, drop: Drop, *, allows_media: bool = True) -> list[Block]:
@@ -135,10 +144,7 @@ def content_blocks(content: Any, where: str, drop: Drop, *, allows_media: bool =
             raise bad(
                 f"'{part.where}' has type {kind!r:.60}; here Anthropic takes {takes} parts.", f"{part.where}.type"
             )
-        for field, value in part.source.items():
-            if field not in _PART_FIELDS and value not in (None, [], {}, ""):
-                here = f"{part.where}.{field}"
-                drop(here, "Anthropic has no such field; remove it. cache_control marks what to cache.")
+        NESTED.part(part.source, part.where, drop)
     return blocks
 
 
@@ -174,21 +180,6 @@ def _tool_use(call: ToolCall) -> Block:
     return _with_cache(block, call.source, call.where)
 
 
-_MESSAGE_FIELDS: dict[str, frozenset[str]] = {
-    "system": frozenset(("role", "content", "cache_control")),
-    "user": frozenset(("role", "content", "cache_control")),
-    # What an answer carries is echoed by clients; what of it is not content needs no place in the next request.
-    "assistant": frozenset(
-        (
-            *("role", "content", "refusal", "tool_calls", "thinking_blocks", "reasoning_content", "reasoning"),
-            *("annotations", "cache_control", "provider_specific_fields"),
-        )
-    ),
-    "tool": frozenset(("role", "content", "tool_call_id", "name", "is_error", "cache_control")),
-}
-_MESSAGE_FIELDS["developer"] = _MESSAGE_FIELDS["system"]
-
-
 def _cache_last(blocks: list[Block], message: Mapping[str, Any], where: str) -> None:
     """A cache mark on the whole message stands after its last block."""
     if blocks and message.get("cache_control") is not None:
@@ -214,6 +205,8 @@ def _assistant(message: Mapping[str, Any], where: str, drop: Drop) -> list[Block
     if isinstance(refusal, str) and refusal:
         blocks.append({"type": "text", "text": refusal})
     calls = list(tool_calls_of(message, where))
+    for call in calls:
+        NESTED.call(call.source, call.where, drop)
     uses = [_tool_use(call) for call in calls]
     before = [packed_blocks(call.given_id) for call in calls]
     return blocks + uses if not any(before) else replay(blocks, uses, before)
@@ -291,10 +284,7 @@ def convert_messages(messages: Any, drop: Drop) -> tuple[list[Block], list[Block
     system: list[Block] = []
     turns: list[Block] = []
     for role, message, where in messages_of(messages):
-        known = _MESSAGE_FIELDS[role]
-        for field in message.keys() - known:
-            if message[field] not in (None, [], {}, ""):
-                drop(f"{where}.{field}", f"Anthropic has no such field in {role} messages; remove it.")
+        NESTED.message(role, message, where, drop)
         if role in ("system", "developer"):
             blocks = content_blocks(message.get("content"), f"{where}.content", drop, allows_media=False)
             if not turns:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sidecar.translate.content import bad
 from sidecar.translate.fields import Drop
-from sidecar.translate.providers.anthropic_content import Block, called_tools, tool_name
+from sidecar.translate.providers.anthropic_content import NESTED, TOOL_EXTRAS, Block, called_tools, tool_name
 from sidecar.translate.providers.anthropic_extras import search_tool
 from sidecar.translate.providers.anthropic_models import ModelTraits
 from sidecar.translate.schema import rewrite
@@ -21,7 +21,6 @@ from sidecar.translate.schema_rules import CLAUDE_STRICT
 
 _NATIVE_TOOL = re.compile(r"[a-z0-9_]+_\d{8}")
 STRUCTURE_LOST = ("/additionalProperties", "/$ref", "/patternProperties")
-_TOOL_EXTRAS = ("cache_control", "defer_loading", "allowed_callers", "input_examples", "eager_input_streaming")
 
 
 def _choice(value: Any) -> dict[str, Any] | None:
@@ -74,13 +73,11 @@ def _tool(tool: Any, where: str, model: ModelTraits, dropped: list[str], drop: D
             dropped.append(f"{where}.function.strict")
         else:
             result["input_schema"], result["strict"] = strict, True
-    for extra in _TOOL_EXTRAS:
+    for extra in TOOL_EXTRAS:
         value = tool.get(extra, function.get(extra))
         if value is not None and value != []:
             result[extra] = value
-    known = {"name", "description", "parameters", "strict", *_TOOL_EXTRAS}
-    for field in function.keys() - known:
-        drop(f"{where}.function.{field}", "Anthropic has no such field; remove it.")
+    NESTED.tool(tool, where, drop)
     return result
 
 
@@ -97,6 +94,7 @@ def set_tools(
     if tools is not None and not isinstance(tools, list):
         raise bad("'tools' must be a list.", "tools")
     converted = [_tool(tool, f"tools[{index}]", model, dropped, drop) for index, tool in enumerate(tools or ())]
+    NESTED.choice(choice_given, drop)
     choice: dict[str, Any] | None = None
     if isinstance(choice_given, dict) and choice_given.get("type") == "allowed_tools":
         converted, choice = _allowed(choice_given, converted)

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from sidecar.translate.content import Text, bad, messages_of, parts_of, tool_calls_of
+from sidecar.translate.nested import NestedFields
 from sidecar.translate.provider import Call
 from sidecar.translate.providers.anthropic_content import packed_blocks, replay, thinking_blocks
 from sidecar.translate.providers.bedrock_media import Block, Drop, MediaBlocks
@@ -33,25 +34,14 @@ NO_OUTPUT = "(no output)"
 _TOOL_ID = re.compile(r"[a-zA-Z0-9_.:-]{1,64}")
 _RAW = "base64:"
 
-_PART_FIELDS = frozenset(
-    (
-        *("type", "text", "refusal", "image_url", "file", "input_audio", "video_url", "cache_control"),
-        *("annotations", "logprobs"),
-    )
+NESTED = NestedFields(
+    "Bedrock",
+    message=("cache_control",),
+    tool_result=("is_error",),
+    part=("cache_control",),
+    call=("cache_control",),
+    tool=("cache_control",),
 )
-"""What a part may carry here; the last two are echoed from answers."""
-_MESSAGE_FIELDS: dict[str, frozenset[str]] = {
-    "system": frozenset(("role", "content", "cache_control")),
-    "user": frozenset(("role", "content", "cache_control")),
-    "assistant": frozenset(
-        (
-            *("role", "content", "refusal", "tool_calls", "thinking_blocks", "reasoning_content", "reasoning"),
-            *("annotations", "cache_control", "provider_specific_fields"),
-        )
-    ),
-    "tool": frozenset(("role", "content", "tool_call_id", "name", "is_error", "cache_control")),
-}
-_MESSAGE_FIELDS["developer"] = _MESSAGE_FIELDS["system"]
 
 
 def redacted_data(wire: str) -> str:
@@ -110,9 +100,7 @@ class Contents:
                         f"{part.where}.type",
                     )
                 blocks.append(self._mark(block, part.source, part.where))
-            for field, value in part.source.items():
-                if field not in _PART_FIELDS and value not in (None, [], {}, ""):
-                    self.drop(f"{part.where}.{field}", "Bedrock has no such field; remove it.")
+            NESTED.part(part.source, part.where, self.drop)
         return blocks
 
     def _thinking(self, value: Any, where: str) -> list[Block]:
@@ -136,6 +124,7 @@ class Contents:
         uses: list[Block] = []
         before: list[list[Any]] = []
         for call in tool_calls_of(message, where):
+            NESTED.call(call.source, call.where, self.drop)
             uses.append(
                 self._mark(
                     {"type": "tool_use", "id": tool_id(call.given_id), "name": call.name, "input": call.arguments},
@@ -192,9 +181,7 @@ class Contents:
         system: list[Block] = []
         turns: list[Block] = []
         for role, message, where in messages_of(messages):
-            for field in message.keys() - _MESSAGE_FIELDS[role]:
-                if message[field] not in (None, [], {}, ""):
-                    self.drop(f"{where}.{field}", f"Bedrock has no such field in {role} messages; remove it.")
+            NESTED.message(role, message, where, self.drop)
             if role in ("system", "developer"):
                 blocks = self.blocks(message.get("content"), f"{where}.content", allows_media=False)
                 if not turns:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.translate.content import bad
-from sidecar.translate.providers.bedrock_content import cache_point
+from sidecar.translate.providers.bedrock_content import NESTED, cache_point
 from sidecar.translate.providers.bedrock_media import Block, Drop
 from sidecar.translate.providers.bedrock_models import BedrockModel
 from sidecar.translate.schema import rewrite
@@ -78,8 +78,7 @@ def _tool(tool: Any, where: str, dropped: list[str], model: BedrockModel, names:
         if is_strict:  # the SDKs send it by themselves, so it is no reason to refuse
             dropped.append(f"{where}.function.strict")
     spec["inputSchema"] = {"json": schema}
-    for field in function.keys() - {"name", "description", "parameters", "strict", "cache_control"}:
-        drop(f"{where}.function.{field}", "Bedrock has no such field; remove it.")
+    NESTED.tool(tool, where, drop)
     cache = tool.get("cache_control", function.get("cache_control"))
     if cache is None:
         return [{"toolSpec": spec}]
@@ -104,6 +103,7 @@ def tool_config(
     converted: list[Block] = []
     for index, tool in enumerate(tools or ()):
         converted += _tool(tool, f"tools[{index}]", dropped, model, names, drop)
+    NESTED.choice(given, drop)
     choice: dict[str, Any] | None = None
     if isinstance(given, dict) and given.get("type") == "allowed_tools":
         converted, choice = _allowed(given, converted, names)

@@ -32,12 +32,12 @@ from sidecar.translate.content import (
     Text,
     bad,
     messages_of,
-    no_spoken,
     parts_of,
     tool_calls_of,
 )
 from sidecar.translate.fields import Drop, dropper
 from sidecar.translate.losses import note
+from sidecar.translate.nested import NestedFields
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.schema import rewrite
 from sidecar.translate.schema_rules import COHERE as STRICT_SCHEMA
@@ -55,12 +55,13 @@ THINKING_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192}
 _RENAMED = {"top_p": "p", "top_k": "k"}
 _NUMBERS = ("temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
 _DONE = ("stream", "stream_options", "model")
+NESTED = NestedFields("Cohere", tool_result=("is_error",))
 
 
 def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]]:
     """(body, names left out by policy). Raises `BadRequestError` naming the field that cannot be sent."""
     fields, dropped = select_params(provider, call)
-    drop = dropper(provider, call, dropped)
+    drop = dropper(provider, call, dropped, hints=("cache_control",))
     names = tool_names(call.payload, NAMES)
     body: Fields = {"model": model, "stream": call.is_stream}
     body["messages"] = _Messages(names, drop).take(fields.pop("messages", None))
@@ -91,7 +92,8 @@ def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]
 
 
 def _tools(fields: Fields, body: Fields, names: ToolNames, dropped: list[str], drop: Drop) -> None:
-    tools = function_tools(fields, names, drop, "Cohere")
+    tools = function_tools(fields, names, drop, "Cohere", NESTED)
+    NESTED.choice(fields.get("tool_choice"), drop)
     kept, mode, _ = tool_choice(fields, tools, names)
     if not kept:
         return
@@ -157,6 +159,7 @@ class _Messages:
 
     def take(self, messages: Any) -> list[Fields]:
         for role, message, where in messages_of(messages):
+            NESTED.message(role, message, where, self._drop)
             if role in ("system", "developer"):
                 self._take_system(message, where)
             elif role == "user":
@@ -186,6 +189,7 @@ class _Messages:
     def _text(self, content: Any, where: str) -> str:
         texts = []
         for part in parts_of(content, where, ()):
+            NESTED.part(part.source, part.where, self._drop)
             if isinstance(part, Text):
                 texts.append(part.text)
             else:
@@ -199,6 +203,7 @@ class _Messages:
         return [part for part in parts if part is not None] or ""
 
     def _part(self, part: Part) -> Fields | None:
+        NESTED.part(part.source, part.where, self._drop)
         if isinstance(part, Text):
             return {"type": "text", "text": part.text}
         if isinstance(part, Image):
@@ -219,19 +224,21 @@ class _Messages:
         return None
 
     def _take_assistant(self, message: Mapping[str, Any], where: str) -> None:
-        no_spoken(message, where, self._drop)
         text = self._text(message.get("content"), f"{where}.content")
         refusal = message.get("refusal")
-        if not text and isinstance(refusal, str):
-            text = refusal
+        if isinstance(refusal, str):
+            text = "\n\n".join(filter(None, (text, refusal)))
         thought = message.get("reasoning_content")
+        given = list(tool_calls_of(message, where))
+        for call in given:
+            NESTED.call(call.source, call.where, self._drop)
         calls = [
             {
                 "id": call.id,
                 "type": "function",
                 "function": {"name": self._names.sent(call.name), "arguments": _arguments(call.source, call.arguments)},
             }
-            for call in tool_calls_of(message, where)
+            for call in given
         ]
         sent: Fields = {"role": "assistant"}
         if isinstance(thought, str) and thought:

@@ -30,6 +30,7 @@ from sidecar.translate.content import (
     type_of_name,
 )
 from sidecar.translate.content import Part as Given
+from sidecar.translate.nested import NestedFields
 from sidecar.translate.provider import Media
 from sidecar.translate.providers.gemini_models import ModelTraits
 from sidecar.translate.signatures import MARK, bare_id, unpack
@@ -46,27 +47,18 @@ https://ai.google.dev/gemini-api/docs/thought-signatures#faqs"""
 
 FILES_API = "https://generativelanguage.googleapis.com/v1beta/"
 _YOUTUBE = frozenset(("youtube.com", "www.youtube.com", "m.youtube.com", "youtu.be"))
-_PART_FIELDS = frozenset(
-    (
-        *("type", "text", "refusal", "image_url", "file", "input_audio", "video_url", "cache_control"),
-        *("annotations", "logprobs", "thinking", "signature", "data"),
-    )
+NESTED = NestedFields(
+    "Gemini",
+    message=("cache_control",),
+    assistant=("images",),
+    tool_result=("is_error",),
+    part=("cache_control",),
+    file=("format",),
+    call=("cache_control",),
+    tool=("cache_control",),
 )
-"""What a part may carry. `cache_control` asks for what Gemini does by itself with a repeated beginning.
+"""`cache_control` asks for what Gemini does by itself with a repeated beginning.
 https://ai.google.dev/gemini-api/docs/caching#implicit-caching"""
-_MESSAGE_FIELDS: dict[str, frozenset[str]] = {
-    "system": frozenset(("role", "content", "cache_control")),
-    "user": frozenset(("role", "content", "cache_control")),
-    # What an answer carries is echoed by clients; what of it is not content needs no place in the next request.
-    "assistant": frozenset(
-        (
-            *("role", "content", "refusal", "tool_calls", "thinking_blocks", "reasoning_content", "reasoning"),
-            *("annotations", "cache_control", "provider_specific_fields", "images"),
-        )
-    ),
-    "tool": frozenset(("role", "content", "tool_call_id", "name", "is_error", "cache_control")),
-}
-_MESSAGE_FIELDS["developer"] = _MESSAGE_FIELDS["system"]
 _DETAILS = {
     "low": "MEDIA_RESOLUTION_LOW",
     "medium": "MEDIA_RESOLUTION_MEDIUM",
@@ -134,9 +126,7 @@ class Contents:
     def take(self, messages: Any) -> None:
         results: list[tuple[int, list[Part]]] = []
         for role, message, where in messages_of(messages):
-            for field in message.keys() - _MESSAGE_FIELDS[role]:
-                if message[field] not in (None, [], {}, ""):
-                    self._drop(f"{where}.{field}", f"Gemini has no such field in {role} messages; remove it.")
+            NESTED.message(role, message, where, self._drop)
             if role == "tool":
                 results.append(self._result(message, where))
                 continue
@@ -180,9 +170,7 @@ class Contents:
     def _parts(self, content: Any, where: str, *, allows_media: bool) -> list[Part]:
         found: list[Part] = []
         for given in parts_of(content, where):
-            for field in given.source.keys() - _PART_FIELDS:
-                if given.source[field] not in (None, [], {}, ""):
-                    self._drop(f"{given.where}.{field}", "Gemini has no such field; remove it.")
+            NESTED.part(given.source, given.where, self._drop)
             if isinstance(given, Text):
                 if given.text:
                     found.append({"text": given.text})
@@ -260,6 +248,8 @@ class Contents:
         if isinstance(refusal, str) and refusal:
             texts.append({"text": refusal})
         calls = list(tool_calls_of(message, where))
+        for call in calls:
+            NESTED.call(call.source, call.where, self._drop)
         if not calls:
             self._add("model", texts)
             return

@@ -85,7 +85,7 @@ def build(provider: Provider, call: Call, model_name: str, *, is_vertex: bool) -
     config: Fields = {}
     if contents.resolution:
         config["mediaResolution"] = contents.resolution
-    map_tools(fields, body, names, model, drop, is_vertex=is_vertex)
+    map_tools(fields, body, names, model, plan.dropped, drop, is_vertex=is_vertex)
     _response_format(fields, body, config, model, drop)
     _caps(call, fields, config)
     _reasoning(fields, config, model, drop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sidecar.translate.content import bad
-from sidecar.translate.providers.gemini_content import Drop
+from sidecar.translate.providers.gemini_content import NESTED, Drop
 from sidecar.translate.providers.gemini_models import ModelTraits
 from sidecar.translate.schema import rewrite
 from sidecar.translate.schema_rules import GEMINI as OLD_SCHEMA
@@ -60,17 +60,17 @@ def _declaration(tool: Any, where: str, names: ToolNames, model: ModelTraits, dr
             rules = JSON_SCHEMA if model.has_json_schema else OLD_SCHEMA
             key = "parametersJsonSchema" if model.has_json_schema else "parameters"
             declaration[key] = rewrite({"type": "object", **schema}, rules, tool=name, where=place).schema
-    for field in function.keys() - {"name", "description", "parameters", "strict"}:
-        drop(f"{where}.function.{field}", "Gemini has no such field; remove it.")
+    NESTED.tool(tool, where, drop)
     return declaration
 
 
-def _built_in(tool: Any) -> Fields | None:
+def _built_in(tool: Any, where: str, drop: Drop) -> Fields | None:
     """One of Google's own tools, as `{"type": "web_search"}`, `{"googleSearch": {}}` or `{"google_search": {}}`."""
     if not isinstance(tool, dict):
         return None
     kind = tool.get("type")
     if isinstance(kind, str) and kind in _BUILT_IN:
+        NESTED.rest(tool, ("type", kind, _BUILT_IN[kind], "cache_control"), where, drop)
         own = tool.get(kind, tool.get(_BUILT_IN[kind]))
         return {_BUILT_IN[kind]: own if isinstance(own, dict) else {}}
     if kind is None and len(tool) == 1:
@@ -82,8 +82,9 @@ def _built_in(tool: Any) -> Fields | None:
 
 
 def map_tools(
-    fields: Fields, body: Fields, names: ToolNames, model: ModelTraits, drop: Drop, *, is_vertex: bool
-) -> None:
+    fields: Fields, body: Fields, names: ToolNames, model: ModelTraits, dropped: list[str], drop: Drop, *,
+    is_vertex: bool,
+) -> None:  # fmt: skip
     tools = fields.pop("tools", None)
     given_choice = fields.pop("tool_choice", None)
     search = fields.pop("web_search_options", None)
@@ -91,14 +92,15 @@ def map_tools(
         raise bad("'tools' must be a list.", "tools")
     declarations: list[Fields] = []
     own: list[tuple[str, Fields]] = []
-    is_strict = False
+    strict: list[str] = []
     for index, tool in enumerate(tools or ()):
-        built_in = _built_in(tool)
+        built_in = _built_in(tool, f"tools[{index}]", drop)
         if built_in is not None:
             own.append((f"tools[{index}]", built_in))
             continue
         declarations.append(_declaration(tool, f"tools[{index}]", names, model, drop))
-        is_strict = is_strict or tool["function"].get("strict") is True
+        if tool["function"].get("strict") is True:
+            strict.append(f"tools[{index}].function.strict")
     if search is not None:
         if not isinstance(search, dict):
             raise bad("'web_search_options' must be an object.", "web_search_options")
@@ -110,9 +112,13 @@ def map_tools(
         for where, _ in own:
             drop(where, "Before Gemini 3 Google's own tools cannot stand beside functions; send one of the two.")
         own = []
+    NESTED.choice(given_choice, drop)
     kept, calling = _choice(given_choice, declarations, names)
-    if calling is None and is_strict and kept and model.has_validated_mode:
-        calling = {"mode": "VALIDATED"}
+    if strict and kept and (calling is None or calling["mode"] == "AUTO"):
+        if model.has_validated_mode:
+            calling = {"mode": "VALIDATED"}  # as AUTO, held to the schemas, as ANY is
+        else:  # the SDKs send it by themselves, so it is no reason to refuse
+            dropped += strict
     sent: list[Fields] = []  # each an object of its own
     for _, tool in own:
         if tool not in sent:

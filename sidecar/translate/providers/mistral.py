@@ -78,7 +78,7 @@ class Mistral(ReshapedDialect):
     def changes(self, call: Call) -> tuple[dict[str, Any], set[str], list[str]]:
         changes, removed, dropped = super().changes(call)
         payload = call.payload
-        drop = dropper(self, call, dropped)
+        drop = dropper(self, call, dropped, hints=("cache_control",))
         names = tool_names(payload, NAMES)
         given: Any = changes.get("messages", payload.get("messages"))
         messages = sent_messages(given, names, drop)
@@ -87,7 +87,7 @@ class Mistral(ReshapedDialect):
         tools = changes.get("tools", payload.get("tools"))
         if tools is not None:
             sent = sent_tools(tools, names, drop)
-            choice, sent = sent_choice(payload.get("tool_choice"), sent, names)
+            choice, sent = sent_choice(payload.get("tool_choice"), sent, names, drop)
             if sent is not tools:
                 changes["tools"] = sent
             if choice is not payload.get("tool_choice"):

@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sidecar.translate.content import File, bad, messages_of, no_spoken, parts_of
+from sidecar.translate.content import File, bad, messages_of, parts_of
 from sidecar.translate.fields import Drop
 from sidecar.translate.losses import note
+from sidecar.translate.nested import NestedFields
 from sidecar.translate.signatures import bare_id
 from sidecar.translate.tool_names import OPENAI as NAMES
 from sidecar.translate.tool_names import ToolNames
@@ -27,9 +28,10 @@ _KEYS = {
     "assistant": frozenset(("role", "content", "tool_calls", "prefix")),
     "tool": frozenset(("role", "content", "tool_call_id", "name")),
 }
-_SAID_OTHERWISE = frozenset(("reasoning_content", "refusal"))
+NESTED = NestedFields("Mistral", assistant=("prefix",))
 _OWN_PARTS = ("document_url", "reference", "thinking")
 _PARTS = {"text": frozenset(("type", "text")), "image_url": frozenset(("type", "image_url"))}
+_OWN_FILE = frozenset(("type", "file_id"))
 
 
 def sent_id(tool_id: str) -> str:
@@ -63,6 +65,7 @@ def sent_messages(messages: Any, names: ToolNames, drop: Drop) -> list[dict[str,
 
 
 def _message(role: str, message: dict[str, Any], where: str, names: ToolNames, drop: Drop) -> dict[str, Any] | None:
+    NESTED.message(role, message, where, drop)
     changed: dict[str, Any] = {}
     if role != message["role"]:
         changed["role"] = role
@@ -74,8 +77,7 @@ def _message(role: str, message: dict[str, Any], where: str, names: ToolNames, d
     elif content is None and role != "assistant":
         changed["content"] = ""
     if role == "assistant":
-        no_spoken(message, where, drop)
-        _assistant(message, changed, where, names)
+        _assistant(message, changed, where, names, drop)
         if not changed.get("content", content) and not message.get("tool_calls"):
             note("dropped", where, "the assistant says nothing in it, which Mistral refuses")
             return None
@@ -89,32 +91,30 @@ def _message(role: str, message: dict[str, Any], where: str, names: ToolNames, d
             changed["name"] = sent
     if not changed and message.keys() <= _KEYS[role]:
         return message
-    for name in sorted(message.keys() - _KEYS[role] - _SAID_OTHERWISE):
-        if message[name] is not None:
-            note("dropped", f"{where}.{name}", "Mistral's messages have no such field")
     kept = {name: value for name, value in message.items() if name in _KEYS[role]}
     return {**kept, **changed}
 
 
-def _assistant(message: Mapping[str, Any], changed: dict[str, Any], where: str, names: ToolNames) -> None:
+def _assistant(message: Mapping[str, Any], changed: dict[str, Any], where: str, names: ToolNames, drop: Drop) -> None:
     calls = message.get("tool_calls")
     if calls is not None:
         if not isinstance(calls, list):
             raise bad(f"'{where}.tool_calls' must be a list.", f"{where}.tool_calls")
-        sent = [_call(call, f"{where}.tool_calls[{index}]", names) for index, call in enumerate(calls)]
+        sent = [_call(call, f"{where}.tool_calls[{index}]", names, drop) for index, call in enumerate(calls)]
         if any(one is not other for one, other in zip(sent, calls, strict=True)):
             changed["tool_calls"] = sent
     refusal, thought = message.get("refusal"), message.get("reasoning_content")
     content = changed.get("content", message.get("content"))
-    if not content and isinstance(refusal, str) and refusal:
-        content = changed["content"] = refusal
+    if isinstance(refusal, str) and refusal:
+        said = {"type": "text", "text": refusal}
+        content = changed["content"] = [*content, said] if isinstance(content, list) else (content or "") + refusal
     if isinstance(thought, str) and thought:
         thinking = {"type": "thinking", "thinking": [{"type": "text", "text": thought}]}
         rest = [{"type": "text", "text": content}] if isinstance(content, str) and content else content
         changed["content"] = [thinking, *(rest if isinstance(rest, list) else ())]
 
 
-def _call(call: Any, where: str, names: ToolNames) -> dict[str, Any]:
+def _call(call: Any, where: str, names: ToolNames, drop: Drop) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         raise bad(f"'{where}' must be a function call.", where)
@@ -125,6 +125,7 @@ def _call(call: Any, where: str, names: ToolNames) -> dict[str, Any]:
     is_right = isinstance(arguments, (str, dict)) and arguments != "" and function.keys() == {"name", "arguments"}
     if is_right and (own, sent) == (given, name) and call.keys() <= _CALL_KEYS:
         return call
+    NESTED.call(call, where, drop)
     if not isinstance(arguments, (str, dict)) or arguments == "":
         arguments = "{}"
     return {"id": own, "type": "function", "function": {"name": sent, "arguments": arguments}}
@@ -145,24 +146,25 @@ def _part(part: Any, where: str, drop: Drop) -> dict[str, Any] | None:
     if not isinstance(part, dict):
         raise bad(f"'{where}' must be an object.", where)
     kind = part.get("type")
+    if kind in _OWN_PARTS or (kind in _PARTS and part.keys() <= _PARTS[kind]):
+        return part
+    if kind == "input_audio" and isinstance(part.get("input_audio"), str):
+        return part
+    if kind == "file" and isinstance(part.get("file_id"), str):
+        NESTED.rest(part, _OWN_FILE, where, drop)
+        return {"type": "file", "file_id": part["file_id"]}
+    NESTED.part(part, where, drop)
     if kind in ("refusal", "input_text", "output_text"):
         return {"type": "text", "text": part.get("refusal" if kind == "refusal" else "text") or ""}
-    if kind in _OWN_PARTS:
-        return part
     if kind in _PARTS:
-        keys = _PARTS[kind]
-        return part if part.keys() <= keys else {name: value for name, value in part.items() if name in keys}
+        return {name: value for name, value in part.items() if name in _PARTS[kind]}
     if kind == "input_audio":
-        if isinstance(part.get("input_audio"), str):
-            return part
         value = part.get("input_audio")
         data = value.get("data") if isinstance(value, dict) else None
         if not isinstance(data, str) or not data:
             raise bad(f"'{where}.input_audio' needs data and format.", f"{where}.input_audio")
         return {"type": "input_audio", "input_audio": data}
     if kind == "file":
-        if isinstance(part.get("file_id"), str):
-            return {"type": "file", "file_id": part["file_id"]}
         (found,) = parts_of([part], where.rpartition("[")[0], ("file",))
         assert isinstance(found, File)
         if found.file_id:
@@ -190,8 +192,7 @@ def sent_tools(tools: Any, names: ToolNames, drop: Drop) -> list[dict[str, Any]]
         name = function.get("name")
         if not isinstance(name, str) or not name:
             raise bad(f"'{where}.function.name' must be a non-empty string.", f"{where}.function.name")
-        for field in function.keys() - {"name", "description", "parameters", "strict", "cache_control"}:
-            drop(f"{where}.function.{field}", "Mistral's schema has no such field; remove it.")
+        NESTED.tool(tool, where, drop)
         kept = {
             key: value
             for key, value in function.items()
@@ -202,8 +203,9 @@ def sent_tools(tools: Any, names: ToolNames, drop: Drop) -> list[dict[str, Any]]
     return tools if sent == tools else sent
 
 
-def sent_choice(value: Any, tools: Any, names: ToolNames) -> tuple[Any, Any]:
+def sent_choice(value: Any, tools: Any, names: ToolNames, drop: Drop) -> tuple[Any, Any]:
     """(tool_choice, tools). `allowed_tools` are the only ones sent."""
+    NESTED.choice(value, drop)
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "function":
         function = value.get("function")

@@ -30,13 +30,13 @@ from sidecar.translate.content import (
     Text,
     bad,
     messages_of,
-    no_spoken,
     parts_of,
     tool_calls_of,
 )
 from sidecar.translate.fields import Drop, dropper
 from sidecar.translate.inline import inlined
 from sidecar.translate.losses import note
+from sidecar.translate.nested import NestedFields
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.schema import rewrite
 from sidecar.translate.schema_rules import OLLAMA as SCHEMA
@@ -50,17 +50,18 @@ _ANY_NAME = NameRules(re.compile(r"[\s\S]+"), re.compile(r"[^\s\S]"), 1 << 16)
 _TOP = ("keep_alive", "truncate", "shift")
 _NUMBERS = ("temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty", "presence_penalty")
 _DONE = ("stream", "stream_options", "model")
+NESTED = NestedFields("Ollama")
 
 
 def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]]:
     """(body, names left out by policy). Raises `BadRequestError` naming the field that cannot be sent."""
     fields, dropped = select_params(provider, call)
-    drop = dropper(provider, call, dropped)
+    drop = dropper(provider, call, dropped, hints=("cache_control",))
     body: Fields = {"model": model, "messages": []}
     body["messages"] = _Messages(drop).take(inlined(call.payload, call.media).get("messages"))
     fields.pop("messages", None)
     body["stream"] = call.is_stream
-    _tools(fields, body, drop)
+    _tools(fields, body, dropped, drop)
     wanted = json_format(fields)
     if wanted is not None:
         schema = wanted.schema
@@ -90,15 +91,18 @@ def build(provider: Provider, call: Call, model: str) -> tuple[Fields, list[str]
     return body, dropped
 
 
-def _tools(fields: Fields, body: Fields, drop: Drop) -> None:
+def _tools(fields: Fields, body: Fields, dropped: list[str], drop: Drop) -> None:
     names = ToolNames((), _ANY_NAME)
-    tools = function_tools(fields, names, drop, "Ollama")
+    tools = function_tools(fields, names, drop, "Ollama", NESTED)
+    NESTED.choice(fields.get("tool_choice"), drop)
     kept, mode, _ = tool_choice(fields, tools, names)
     if mode == "required":
         drop("tool_choice", "Ollama calls tools as its model thinks fit; send auto or none.")
         kept = tools
     if mode == "none" or not kept:
         return
+    # The SDKs ask for it by themselves, so it is no reason to refuse.
+    dropped += [f"{tool.where}.function.strict" for tool in kept if tool.is_strict]
     body["tools"] = [
         {
             "type": "function",
@@ -141,6 +145,7 @@ class _Messages:
         return [self._message(role, message, where) for role, message, where in messages_of(messages)]
 
     def _message(self, role: str, message: Mapping[str, Any], where: str) -> Fields:
+        NESTED.message(role, message, where, self._drop)
         sent: Fields = {"role": "system" if role == "developer" else role}
         sent["content"], images = self._content(message.get("content"), f"{where}.content")
         if images:
@@ -159,14 +164,14 @@ class _Messages:
         return sent
 
     def _assistant(self, message: Mapping[str, Any], sent: Fields, where: str) -> None:
-        no_spoken(message, where, self._drop)
         refusal, thought = message.get("refusal"), message.get("reasoning_content")
-        if not sent["content"] and isinstance(refusal, str):
-            sent["content"] = refusal
+        if isinstance(refusal, str):
+            sent["content"] = "\n".join(filter(None, (sent["content"], refusal)))
         if isinstance(thought, str) and thought:
             sent["thinking"] = thought
         calls = []
         for index, call in enumerate(tool_calls_of(message, where)):
+            NESTED.call(call.source, call.where, self._drop)
             self._names[call.id] = call.name
             calls.append({"id": call.id, "function": {"index": index, "name": call.name, "arguments": call.arguments}})
         if calls:
@@ -178,6 +183,7 @@ class _Messages:
         texts: list[str] = []
         images: list[str] = []
         for part in parts_of(content, where, ("image_url", "file")):
+            NESTED.part(part.source, part.where, self._drop)
             if isinstance(part, Text):
                 texts.append(part.text)
             elif isinstance(part, Image) and part.data:

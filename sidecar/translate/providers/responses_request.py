@@ -17,6 +17,7 @@ import msgspec
 from sidecar.translate.content import File, Image, Text, bad, messages_of, parts_of
 from sidecar.translate.fields import Drop, dropper
 from sidecar.translate.losses import note
+from sidecar.translate.nested import NestedFields
 from sidecar.translate.provider import Call, Provider, select_params
 from sidecar.translate.providers.responses_models import base_model, thinks
 from sidecar.translate.providers.responses_state import KIND, replay
@@ -40,22 +41,10 @@ SAME = (
 )
 """Fields of the same name and meaning."""
 
-_MESSAGE_FIELDS: Mapping[str, frozenset[str]] = {
-    "system": frozenset(("role", "content")),
-    "developer": frozenset(("role", "content")),
-    "user": frozenset(("role", "content")),
-    # What an answer carries is echoed by clients; what of it is not content needs no place in the next request.
-    "assistant": frozenset(
-        (
-            *("role", "content", "refusal", "tool_calls", "reasoning_content", "reasoning", "thinking_blocks"),
-            *("annotations", "provider_specific_fields", "images", "logprobs"),
-        )
-    ),
-    "tool": frozenset(("role", "content", "tool_call_id", "name", "is_error")),
-}
-_PART_FIELDS = frozenset(
-    ("type", "text", "refusal", "image_url", "file", "annotations", "logprobs", "prompt_cache_breakpoint")
-)
+NESTED = NestedFields("The Responses API", assistant=("images",), part=("prompt_cache_breakpoint",))
+_SAID = NestedFields("The Responses API")
+"""Parts of an assistant's content."""
+_CUSTOM = frozenset(("name", "description", "format"))
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
@@ -70,10 +59,10 @@ def build(provider: Provider, call: Call) -> tuple[Item, list[str]]:
         "store": bool(fields.get("store")),
     }
     include: list[str] = []
-    has_own_tools = _tools(fields, body, names)
+    has_own_tools = _tools(fields, body, names, drop)
     if has_own_tools and thinks(base_model(call)):
         include.append("reasoning.encrypted_content")
-    _tool_choice(fields.get("tool_choice"), body, names)
+    _tool_choice(fields.get("tool_choice"), body, names, drop)
     _text(fields, body)
     _reasoning(fields, body)
     _logprobs(fields, body, include)
@@ -101,11 +90,9 @@ def _input(messages: Any, names: ToolNames, provider_name: str, drop: Drop) -> l
     items: list[Item] = []
     custom: set[str] = set()  # ids of calls of custom tools, whose results have a type of their own
     for role, message, where in messages_of(messages):
-        for field, value in message.items():
-            if field not in _MESSAGE_FIELDS[role] and value not in (None, [], {}, ""):
-                drop(f"{where}.{field}", "The Responses API has no such field; remove it.")
+        NESTED.message(role, message, where, drop)
         if role == "assistant":
-            items += _assistant(message, where, names, custom, provider_name)
+            items += _assistant(message, where, names, custom, provider_name, drop)
         elif role == "tool":
             items.append(_result(message, where, custom, drop))
         else:
@@ -135,9 +122,7 @@ def _parts(content: Any, where: str, drop: Drop, allows_media: bool) -> list[Ite
                 f"'{part.where}' has type {part.source.get('type')!r:.60}; here the Responses API takes {takes} parts.",
                 f"{part.where}.type",
             )
-        for field, value in part.source.items():
-            if field not in _PART_FIELDS and value not in (None, [], {}, ""):
-                drop(f"{part.where}.{field}", "The Responses API has no such field; remove it.")
+        NESTED.part(part.source, part.where, drop)
         if part.source.get("prompt_cache_breakpoint") is not None:
             item["prompt_cache_breakpoint"] = part.source["prompt_cache_breakpoint"]
         found.append(item)
@@ -159,35 +144,36 @@ def _file(part: File) -> Item:
 
 
 def _assistant(
-    message: Mapping[str, Any], where: str, names: ToolNames, custom: set[str], provider_name: str
+    message: Mapping[str, Any], where: str, names: ToolNames, custom: set[str], provider_name: str, drop: Drop
 ) -> Iterator[Item]:
-    text = "".join(_said(message, where))
+    text = "".join(_said(message, where, drop))
     calls: list[tuple[Item, dict[str, Any] | None]] = []  # each with the state its id held
     given = message.get("tool_calls")
     if given is not None and not isinstance(given, list):
         raise bad(f"'{where}.tool_calls' must be a list.", f"{where}.tool_calls")
     for index, call in enumerate(given or ()):
-        calls.append(_call(call, f"{where}.tool_calls[{index}]", names, custom))
+        calls.append(_call(call, f"{where}.tool_calls[{index}]", names, custom, drop))
         state = calls[-1][1]
         if state is not None and (state.get("kind"), state.get("at")) != (KIND, provider_name):
             note("dropped", f"{where}.tool_calls[{index}].id", "the reasoning in it is another platform's")
     return replay(text, calls, provider_name)
 
 
-def _said(message: Mapping[str, Any], where: str) -> Iterator[str]:
+def _said(message: Mapping[str, Any], where: str, drop: Drop) -> Iterator[str]:
     for part in parts_of(message.get("content"), f"{where}.content", ()):
         if not isinstance(part, Text):
             raise bad(
                 f"'{part.where}' has type {part.source.get('type')!r:.60}; an assistant's content is text here.",
                 f"{part.where}.type",
             )
+        _SAID.part(part.source, part.where, drop)
         yield part.text
     refusal = message.get("refusal")
     if isinstance(refusal, str):
         yield refusal
 
 
-def _call(call: Any, where: str, names: ToolNames, custom: set[str]) -> tuple[Item, dict[str, Any] | None]:
+def _call(call: Any, where: str, names: ToolNames, custom: set[str], drop: Drop) -> tuple[Item, dict[str, Any] | None]:
     if not isinstance(call, dict):
         raise bad(f"'{where}' must be an object.", where)
     kind = "custom" if call.get("type") == "custom" else "function"
@@ -199,6 +185,7 @@ def _call(call: Any, where: str, names: ToolNames, custom: set[str]) -> tuple[It
     name = inner.get("name")
     if not isinstance(name, str) or not name:
         raise bad(f"'{where}.{kind}.name' must be a non-empty string.", f"{where}.{kind}.name")
+    NESTED.call(call, where, drop)
     _, state = unpack(given)
     call_id = _call_id(given)
     if kind == "custom":
@@ -238,7 +225,7 @@ def _result(message: Mapping[str, Any], where: str, custom: set[str], drop: Drop
     return {"type": kind, "call_id": call_id, "output": output or ""}
 
 
-def _tools(fields: Mapping[str, Any], body: Item, names: ToolNames) -> bool:
+def _tools(fields: Mapping[str, Any], body: Item, names: ToolNames, drop: Drop) -> bool:
     """True if there are tools of the client's own, whose calls can carry state."""
     given = fields.get("tools")
     if given is not None and not isinstance(given, list):
@@ -257,6 +244,11 @@ def _tools(fields: Mapping[str, Any], body: Item, names: ToolNames) -> bool:
                 f"'{where}' must be a function or custom tool with a name, or one of {', '.join(HOSTED_TOOLS)}.", where
             )
         has_own = True
+        if kind == "function":
+            NESTED.tool(tool, where, drop)
+        else:
+            NESTED.rest(tool, ("type", "custom"), where, drop)
+            NESTED.rest(inner, _CUSTOM, f"{where}.custom", drop)
         tools.append(_function(inner, where, names) if kind == "function" else _custom(inner))
     search = fields.get("web_search_options")
     if search is not None:
@@ -305,12 +297,16 @@ def _web_search(options: Any) -> Item:
     return tool
 
 
-def _tool_choice(choice: Any, body: Item, names: ToolNames) -> None:
+def _tool_choice(choice: Any, body: Item, names: ToolNames, drop: Drop) -> None:
     if choice is None:
         return
     if "tools" not in body:
+        if choice not in ("auto", "none"):
+            raise bad("'tool_choice' asks for a tool but there are no tools.", "tool_choice")
         note("dropped", "tool_choice", "there are no tools")  # the API refuses it then
         return
+    if not isinstance(choice, dict) or choice.get("type") not in HOSTED_TOOLS:
+        NESTED.choice(choice, drop)
     if choice in ("auto", "none", "required"):
         body["tool_choice"] = choice
     elif isinstance(choice, dict) and choice.get("type") == "allowed_tools":
@@ -327,7 +323,7 @@ def _tool_choice(choice: Any, body: Item, names: ToolNames) -> None:
 def _chosen(tool: Any, names: ToolNames) -> Item:
     kind = tool.get("type") if isinstance(tool, dict) else None
     if kind in HOSTED_TOOLS:
-        return {"type": kind}
+        return dict(tool)
     inner = tool.get(kind) if kind in ("function", "custom") else None
     name = inner.get("name") if isinstance(inner, dict) else None
     if not isinstance(name, str) or not name:
