@@ -49,7 +49,7 @@ _MAKERS: tuple[Vendor, ...] = (
         cap_name="max_completion_tokens",
         takes_both_caps=False,
         takes_names=False,
-        note="usage also in `x_groq`; names of messages are left out",
+        note="usage also in `x_groq`; names of messages are left out and named in `x-sidecar-dropped`",
     ),
     Vendor(
         "together",

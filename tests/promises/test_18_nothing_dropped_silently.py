@@ -16,7 +16,7 @@ from sidecar.translate.provider import OPENAI_CHAT_FIELDS
 from tests.faults.provider import FaultProvider
 from tests.promises.support import PROVIDER_KEY, Running, served
 from tests.translate.dialects import DISTINCT, dialect_of
-from tests.translate.field_values import BESIDE, USER, VALUES
+from tests.translate.field_values import BESIDE, TOOL, USER, VALUES
 
 pytestmark = pytest.mark.anyio
 
@@ -153,6 +153,39 @@ async def test_a_field_openai_does_not_have_is_passed_refused_or_named_too(
     answer, got = await sent(every, faults, key, {**payload, "model": f"{name}-drops"})
     assert answer.headers["x-sidecar-dropped"] == "frobnicate"
     assert "frobnicate" not in got
+
+
+NESTED = {
+    "messages[0].frobnicate": {"messages": [{**USER[0], "frobnicate": "x"}]},
+    "messages[0].content[0].frobnicate": {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "frobnicate": "x"}]}]
+    },
+    "messages[1].audio": {"messages": [*USER, {"role": "assistant", "content": "yo", "audio": {"id": "a"}}, *USER]},
+    "tools[0].function.frobnicate": {"tools": [{**TOOL, "function": {**TOOL["function"], "frobnicate": "x"}}]},
+    "tool_choice.frobnicate": {
+        "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}, "frobnicate": "x"}
+    },
+}  # fmt: skip
+"""What stands deeper, by its place; tests/translate/test_nested_fields.py has every field in every place."""
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+async def test_a_nested_field_reaches_the_provider_or_is_refused_with_its_place_or_named_as_dropped(
+    every: Running, faults: FaultProvider, name: str
+) -> None:
+    key = await every.mint()
+    for where, fields in NESTED.items():
+        payload = {"model": name, "messages": USER, **fields}
+        answer, got = await sent(every, faults, key, payload)
+        if answer.status_code == 200:
+            assert "x-sidecar-dropped" not in answer.headers
+            outer = where.partition(".")[0].partition("[")[0]
+            assert got[outer] == fields[outer], where
+            continue
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, where)
+        answer, got = await sent(every, faults, key, {**payload, "model": f"{name}-drops"})
+        assert where in answer.headers["x-sidecar-dropped"].split(",")
+        assert "frobnicate" not in str(got)
 
 
 PARTS = {

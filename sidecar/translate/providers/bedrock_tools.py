@@ -79,13 +79,14 @@ def _tool(tool: Any, where: str, dropped: list[str], model: BedrockModel, names:
             dropped.append(f"{where}.function.strict")
     spec["inputSchema"] = {"json": schema}
     NESTED.tool(tool, where, drop)
-    cache = tool.get("cache_control", function.get("cache_control"))
+    marked = where if tool.get("cache_control") is not None else f"{where}.function"
+    cache = tool.get("cache_control") or function.get("cache_control")
     if cache is None:
         return [{"toolSpec": spec}]
-    point = cache_point(cache, where)
+    point = cache_point(cache, marked)
     if model.takes_tool_cache_points:
         return [{"toolSpec": spec}, {"cachePoint": point}]
-    drop(f"{where}.cache_control", "This model caches no tools; remove it.")
+    drop(f"{marked}.cache_control", "This model caches no tools; remove it.")
     return [{"toolSpec": spec}]
 
 

@@ -51,7 +51,7 @@ _NO_PARAMETERS = {"type": "object", "properties": {}}
 def build(provider: Provider, call: Call) -> tuple[Item, list[str]]:
     """(the body, names dropped by policy). Raises `BadRequestError` naming the field."""
     fields, dropped = select_params(provider, call)
-    drop = dropper(provider, call, dropped)
+    drop = dropper(provider, call, dropped, hints=("cache_control",))
     names = tool_names(call.payload, OPENAI)
     body: Item = {
         "model": call.edits.get("model", call.model),
@@ -300,13 +300,15 @@ def _web_search(options: Any) -> Item:
 def _tool_choice(choice: Any, body: Item, names: ToolNames, drop: Drop) -> None:
     if choice is None:
         return
+    if not isinstance(choice, dict) or choice.get("type") not in HOSTED_TOOLS:
+        NESTED.choice(choice, drop)
+    if isinstance(choice, dict) and choice.get("type") in ("auto", "none", "required"):
+        choice = choice["type"]
     if "tools" not in body:
         if choice not in ("auto", "none"):
             raise bad("'tool_choice' asks for a tool but there are no tools.", "tool_choice")
         note("dropped", "tool_choice", "there are no tools")  # the API refuses it then
         return
-    if not isinstance(choice, dict) or choice.get("type") not in HOSTED_TOOLS:
-        NESTED.choice(choice, drop)
     if choice in ("auto", "none", "required"):
         body["tool_choice"] = choice
     elif isinstance(choice, dict) and choice.get("type") == "allowed_tools":

@@ -16,7 +16,9 @@ import msgspec
 
 from sidecar.errors import BadRequestError, ErrorKind, ProviderError
 from sidecar.translate.content import messages_of
+from sidecar.translate.fields import Drop, dropper
 from sidecar.translate.framing import Event
+from sidecar.translate.nested import NestedFields
 from sidecar.translate.provider import Auth, Call, Head, StreamTranslator, UpstreamRequest
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.providers.openai import OpenAIStream, wants_usage
@@ -66,6 +68,9 @@ _decode_choices = msgspec.json.Decoder(_Choices).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _ODD_CHUNK = re.compile(rb'"finish_reason"\s*:\s*"|"content"\s*:\s*""')
 """What a chunk holds that is not reshaped by its names alone."""
+
+
+_NESTED = NestedFields("watsonx.ai")
 
 
 def _raw(value: str | int) -> msgspec.Raw:
@@ -125,7 +130,7 @@ class Watsonx(ReshapedDialect):
         if isinstance(stop := call.payload.get("stop"), str):
             changes["stop"] = [stop]
         if call.payload.get("tool_choice") is not None:
-            _choose(call.payload, changes, removed)
+            _choose(call.payload, changes, removed, dropper(self, call, dropped))
         return changes, removed - changes.keys(), dropped
 
     def request(self, call: Call) -> UpstreamRequest:
@@ -186,11 +191,12 @@ class Watsonx(ReshapedDialect):
         )
 
 
-def _choose(payload: Mapping[str, Any], changes: dict[str, Any], removed: set[str]) -> None:
+def _choose(payload: Mapping[str, Any], changes: dict[str, Any], removed: set[str], drop: Drop) -> None:
     value = payload["tool_choice"]
     kind = value.get("type") if isinstance(value, dict) else value
     if kind == "function":
         return
+    _NESTED.choice(value, drop)
     if kind == "allowed_tools":
         inner = value.get("allowed_tools")
         inner = inner if isinstance(inner, dict) else value
