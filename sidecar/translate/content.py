@@ -202,7 +202,8 @@ def _image(part: dict[str, Any], where: str) -> Image:
     if not isinstance(url, str) or not url:
         raise bad(f"'{where}.image_url.url' must be a URL.", f"{where}.image_url.url")
     detail = value.get("detail") if isinstance(value, dict) else None
-    detail = detail if isinstance(detail, str) else None
+    if detail is not None and not isinstance(detail, str):
+        raise bad(f"'{where}.image_url.detail' must be a string.", f"{where}.image_url.detail")
     if url.startswith("data:"):
         media_type, data = split_data_url(url, f"{where}.image_url.url")
         return Image("", media_type, data, detail, where, part)
@@ -226,8 +227,7 @@ def _file(part: dict[str, Any], where: str) -> File:
     if not isinstance(file, dict):
         raise bad(f"'{where}.file' must be an object.", f"{where}.file")
     data, file_id, url, name = (
-        value if isinstance(value, str) else ""
-        for value in (file.get("file_data"), file.get("file_id"), file.get("file_url"), file.get("filename"))
+        _text_field(file, name, where) for name in ("file_data", "file_id", "file_url", "filename")
     )
     media_type = ""
     if data.startswith("data:"):
@@ -241,6 +241,13 @@ def _file(part: dict[str, Any], where: str) -> File:
     if not data and not file_id and not url:
         raise bad(f"'{where}.file' needs file_data or file_id.", f"{where}.file")
     return File(data, media_type, url, file_id, name, where, part)
+
+
+def _text_field(file: Mapping[str, Any], name: str, where: str) -> str:
+    value = file.get(name)
+    if value is not None and not isinstance(value, str):
+        raise bad(f"'{where}.file.{name}' must be a string.", f"{where}.file.{name}")
+    return value or ""
 
 
 def split_data_url(url: str, where: str) -> tuple[str, str]:

@@ -130,6 +130,8 @@ class NestedFields:
         if not tool.keys() <= self._tool:
             self.rest(tool, self._tool, where, drop)
         function = tool["function"]
+        if not isinstance(function.get("strict", False), (bool, type(None))):
+            raise bad(f"'{where}.function.strict' must be true or false.", f"{where}.function.strict")
         if not function.keys() <= self._function:
             self.rest(function, self._function, f"{where}.function", drop)
 

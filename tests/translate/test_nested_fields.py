@@ -136,6 +136,28 @@ def test_each_nested_field_reaches_the_provider_or_is_named(name: str) -> None:
             assert seen(request) != plain, f"{where} was dropped without a word"
 
 
+WRONG = {
+    "messages[1].content[1].image_url": {"detail": 7},
+    "messages[1].content[2].file": {"filename": 7},
+    "tools[0].function": {"strict": "yes"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name, provider in DISTINCT.items() if not provider.is_same_dialect])
+def test_a_value_of_the_wrong_type_is_refused_rather_than_left_out(name: str) -> None:
+    provider = DISTINCT[name]
+    for place, fields in WRONG.items():
+        payload = deepcopy(BASE)
+        at(payload, place).update(fields)
+        (field,) = fields
+        if name == "watsonx":  # its bytes pass
+            assert request_of(provider, payload).dropped == ()
+            continue
+        with pytest.raises(BadRequestError) as caught:
+            request_of(provider, payload)
+        assert caught.value.param == f"{place}.{field}"
+
+
 @pytest.mark.parametrize("name", DISTINCT)
 def test_each_form_of_tool_choice_reaches_the_provider_or_is_named(name: str) -> None:
     provider = DISTINCT[name]
