@@ -24,7 +24,7 @@ from tests.promises.sizes import measured, size
 from tests.promises.support import MODELS, body, eventually
 
 pytestmark = pytest.mark.anyio
-LOSSES = size("PROMISE_3_LOSSES", 5, full=40)
+LOSSES = size("PROMISE_3_LOSSES", 3, full=40)
 FLUSH_S = 1.0
 TICK_S = 10.0 / 3
 BUDGET_NANO = 2_500_000

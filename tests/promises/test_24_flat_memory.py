@@ -25,7 +25,7 @@ from tests.promises.sizes import measured, size
 from tests.promises.support import MODELS, Running, body, eventually, process
 
 pytestmark = pytest.mark.anyio
-REQUESTS = size("PROMISE_24_REQUESTS", 6_000, full=150_000)
+REQUESTS = size("PROMISE_24_REQUESTS", 4_000, full=150_000)
 CONNECTIONS = 16
 GROWTH_BYTES = 16_000_000
 """What a process may grow after its warm-up, the same for any number of requests: the bounded memories of keys and
