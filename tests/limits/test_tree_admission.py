@@ -39,7 +39,7 @@ async def state(store: LimitStore, uri: str) -> dict[str, Any]:
     if isinstance(store, MemoryStore):
         return {
             "requests": {k: list(log) for k, log in store._requests.items() if log},
-            "tokens": {k: dict(t.buckets) for k, t in store._tokens.items() if t.buckets},
+            "tokens": {k: b for k, t in store._tokens.items() if (b := {s: n for s, n in t.buckets.items() if n})},
             "slots": dict(store._slots),
             "money": {k: c.nano for k, c in store._counters.items()},
             "live": sorted(store._live),
@@ -51,7 +51,8 @@ async def state(store: LimitStore, uri: str) -> dict[str, Any]:
             if kind == "zset":
                 found[name] = await client.zrange(name, 0, -1, withscores=True)
             elif kind == "hash":
-                found[name] = await client.hgetall(name)
+                # A second in which something was taken and given back stays as 0 for a while.
+                found[name] = {k: v for k, v in (await client.hgetall(name)).items() if v != b"0"}
             else:
                 assert kind == "string", kind
                 found[name] = await client.get(name)
