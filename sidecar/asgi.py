@@ -274,7 +274,9 @@ def close_exchange(exchange: Exchange) -> None:
 
 
 def _forget_frames(error: BaseException | None) -> None:
-    while error is not None:
+    for _ in range(20):  # causes may lead in a circle
+        if error is None:
+            return
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
 
