@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.faults.provider import WORDS, Fault, FaultProvider, chat_events, fault_provider, message_events
+from tests.faults.provider import WORDS, Fault, FaultProvider, chat_events, message_events
 from tests.promises.support import PROVIDER_KEY, Running, body, eventually, process, served
 
 pytestmark = pytest.mark.anyio
@@ -52,12 +52,6 @@ def routed(models: dict[str, list[dict[str, Any]]], **routing: Any) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-async def pair(anyio_backend: str) -> AsyncIterator[tuple[FaultProvider, FaultProvider]]:
-    async with fault_provider() as first, fault_provider() as second:
-        yield first, second
-
-
-@pytest.fixture(scope="module")
 async def gateway_of_pair(
     pair: tuple[FaultProvider, FaultProvider], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
@@ -79,18 +73,6 @@ async def gateway_of_pair(
     top = routed(models, fallbacks={"group": ["fallback"]})
     async with served(tmp_path_factory.mktemp("gateway"), first.base_url, top=top) as running:
         yield running
-
-
-@pytest.fixture
-def first(pair: tuple[FaultProvider, FaultProvider]) -> FaultProvider:
-    pair[0].reset()
-    return pair[0]
-
-
-@pytest.fixture
-def second(pair: tuple[FaultProvider, FaultProvider]) -> FaultProvider:
-    pair[1].reset()
-    return pair[1]
 
 
 @pytest.fixture

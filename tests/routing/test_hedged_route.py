@@ -14,7 +14,7 @@ import pytest
 from sidecar.gateway import Gateway
 from sidecar.middleware.route import RouteMiddleware
 from tests.asgi import call
-from tests.faults.provider import Fault, FaultProvider, fault_provider
+from tests.faults.provider import Fault, FaultProvider
 from tests.promises.support import MASTER, PROVIDER_KEY, Running, body, eventually, process, served
 
 pytestmark = pytest.mark.anyio
@@ -50,30 +50,12 @@ def models_of(first: FaultProvider, second: FaultProvider) -> list[dict[str, Any
 
 
 @pytest.fixture(scope="module")
-async def pair(anyio_backend: str) -> AsyncIterator[tuple[FaultProvider, FaultProvider]]:
-    async with fault_provider() as first, fault_provider() as second:
-        yield first, second
-
-
-@pytest.fixture(scope="module")
 async def gateway_of_pair(
     pair: tuple[FaultProvider, FaultProvider], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
     top = {"models": models_of(*pair), "routing": {"retries": 1, "cooldown_s": 0.001}}
     async with served(tmp_path_factory.mktemp("gateway"), pair[0].base_url, top=top) as running:
         yield running
-
-
-@pytest.fixture
-def first(pair: tuple[FaultProvider, FaultProvider]) -> FaultProvider:
-    pair[0].reset()
-    return pair[0]
-
-
-@pytest.fixture
-def second(pair: tuple[FaultProvider, FaultProvider]) -> FaultProvider:
-    pair[1].reset()
-    return pair[1]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.provider import Fault, FaultProvider, fault_provider
+from tests.faults.provider import Fault, FaultProvider
 from tests.promises.support import PROVIDER_KEY, Running, body, eventually, process, served
 
 pytestmark = pytest.mark.anyio
@@ -70,30 +70,12 @@ ROUTING = {
 
 
 @pytest.fixture(scope="module")
-async def pair(anyio_backend: str) -> AsyncIterator[tuple[FaultProvider, FaultProvider]]:
-    async with fault_provider() as first, fault_provider() as second:
-        yield first, second
-
-
-@pytest.fixture(scope="module")
 async def gateway_of_pair(
     pair: tuple[FaultProvider, FaultProvider], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
     top = {"models": models_of(*pair), "routing": ROUTING}
     async with served(tmp_path_factory.mktemp("gateway"), pair[0].base_url, top=top) as running:
         yield running
-
-
-@pytest.fixture
-def first(pair: tuple[FaultProvider, FaultProvider]) -> FaultProvider:
-    pair[0].reset()
-    return pair[0]
-
-
-@pytest.fixture
-def second(pair: tuple[FaultProvider, FaultProvider]) -> FaultProvider:
-    pair[1].reset()
-    return pair[1]
 
 
 @pytest.fixture
