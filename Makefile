@@ -2,6 +2,11 @@ SHELL := /bin/sh
 UV := .venv/bin/uv
 PY ?= python3
 export UV_PROJECT_ENVIRONMENT := .venv
+# Tests start many processes: none has to compile what another one did.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Of the tests; more than there are cores, since many wait.
+TEST_WORKERS ?= 3
 
 .PHONY: setup demo test promises check bench fmt
 
@@ -15,7 +20,7 @@ demo: $(UV)
 	@$(UV) sync -q --inexact --group demo && .venv/bin/sidecar demo
 
 test: $(UV)
-	$(UV) sync -q --inexact --group test --group helm && .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(UV) sync -q --inexact --group test --group helm && .venv/bin/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 promises: $(UV)
 	$(UV) sync -q --inexact --group test --group helm && .venv/bin/python -m bench.promises

@@ -72,7 +72,7 @@ def gateway(name: str, upstream: int, redis: str | None = None) -> Iterator[tupl
     args += ["--loop", "uvloop", "--http", "httptools", "--log-level", "warning", "--no-access-log"]
     env = {"BENCH_UPSTREAM": str(upstream)} | ({"BENCH_REDIS": redis} if redis else {})
     with process(args, 0, env) as child:
-        for _ in range(200):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=1).close()
                 break

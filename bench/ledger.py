@@ -1,15 +1,15 @@
 """`python -m bench.ledger [--rows N] [--json]`: what the ledger costs and how fast it is, on a PostgreSQL of its own.
 
-Journal: CPU of this process per request (an intent and a record, many at a time). Flusher: rows per second into
+Journal: see `bench.journal`. Flusher: rows per second into
 PostgreSQL, this process and the server on one core together – by the clock, and by CPU time, which other work on the
-machine does not change as much. Reports: time and the tables PostgreSQL's plan reads.
+machine does not change as much; of sixty days (each batch begins new totals) and of one (each adds to those that are
+there, as a gateway under load does). Reports: time and the tables PostgreSQL's plan reads.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import hashlib
 import json
 import os
@@ -23,14 +23,12 @@ from typing import Any
 
 from sidecar.db import Database
 from sidecar.spend import reports
-from sidecar.spend.journal import Journal
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.rows import Row, row_of
 from sidecar.types import SpendRecord, Usage
 
 START = datetime(2026, 10, 1, tzinfo=UTC).timestamp()
 KEYS, USERS, TEAMS, MODELS = 200, 100, 20, ("gpt-4o", "gpt-4o-mini", "o3", "claude-sonnet-4-5", "claude-haiku-4-5")
-REQUESTS, BURST = 40_000, 50
 
 
 def hashed(key: int) -> str:
@@ -73,30 +71,8 @@ def records(count: int, days: int, seed: int = 1) -> Iterator[SpendRecord]:
         )
 
 
-async def journal_us(folder: Path) -> float:
-    """CPU microseconds of one request's two lines, `BURST` requests under way at a time."""
-    made = list(records(REQUESTS, 1))
-    journal = Journal(folder)
-    await journal.intent(made[0])
-
-    async def client(own: list[SpendRecord]) -> None:
-        for record in own:
-            await journal.intent(record)
-            await journal.record(record)
-
-    gc.collect()
-    gc.freeze()  # as `sidecar serve` does
-    gc.set_threshold(50_000, 20, 100)
-    started = time.process_time()
-    await asyncio.gather(*(client(made[number::BURST]) for number in range(BURST)))
-    spent = time.process_time() - started
-    await journal.aclose()
-    return spent * 1e6 / REQUESTS
-
-
 def cpu_us(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) * 1e6 / os.sysconf("SC_CLK_TCK")
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1000
 
 
 async def flushed(ledger: Ledger, rows: list[Row], batch: int) -> tuple[float, float, float]:
@@ -110,11 +86,11 @@ async def flushed(ledger: Ledger, rows: list[Row], batch: int) -> tuple[float, f
     return speed, (time.process_time() - ours) * 1e6 / len(rows), (cpu_us(server) - theirs) / len(rows)
 
 
-async def measure(url: str, count: int, folder: Path) -> dict[str, Any]:
+async def measure(url: str, count: int) -> dict[str, Any]:
     database = Database(url, clock=lambda: START)
     await database.migrate()
     ledger = Ledger(database)
-    result: dict[str, Any] = {"journal_us_per_request": round(await journal_us(folder), 1)}
+    result: dict[str, Any] = {}
     made = list(records(count, 60))
     rows = [row_of(record) for record in made]
     speed, ours, theirs = await flushed(ledger, rows, 3000)
@@ -137,11 +113,15 @@ async def measure(url: str, count: int, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     await ledger.sum_of("key", hashed(1), START + 3600, START + 30 * 86_400 + 3600)
     result["budget_seed_ms"] = round((time.perf_counter() - started) * 1000, 1)
+    busy = [row_of(record) for record in records(count // 2, 1, seed=2)]
+    speed, ours, theirs = await flushed(ledger, busy, 3000)
+    result["one_day"] = {"rows_per_s": round(speed), "rows_per_core_s": round(1e6 / (ours + theirs))}
     await database.aclose()
     return result
 
 
 def main() -> None:
+    from bench import journal
     from tests.servers.postgres import server
 
     parser = argparse.ArgumentParser(prog="python -m bench.ledger")
@@ -153,12 +133,13 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         with server(folder) as url:
-            result = asyncio.run(measure(f"{url}/postgres", arguments.rows, folder / "journal"))
+            result = journal.measure(folder / "journal")
+            result |= asyncio.run(measure(f"{url}/postgres", arguments.rows))
     if arguments.json:
         print(json.dumps(result))
         return
     for key, value in result.items():
-        print(f"{key:28} {value}")
+        print(f"{key:34} {value}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "promises.md"
 BOUND_S = 30 * 60
+MOST_FIGURES = 6
 RULER = "| number | measured | when and where |\n|---|---|---|\n"
 
 
@@ -46,13 +47,23 @@ def run(arguments: list[str], figures: Path) -> int:
 def kept(lines: list[str]) -> dict[int, str]:
     """The figures of each promise none of whose tests failed."""
     found: dict[int, list[str]] = {}
+    cases: dict[int, str] = {}
     failed: set[int] = set()
     for entry in map(json.loads, lines):
-        if "figures" not in entry:
+        if "cases" in entry:
+            cases[entry["promise"]] = f"{entry['cases']} cases"
+        elif "figures" not in entry:
             failed.add(entry["promise"])
         elif entry["figures"] not in found.setdefault(entry["promise"], []):
             found[entry["promise"]].append(entry["figures"].replace("|", "/"))
-    return {number: "; ".join(figures) for number, figures in found.items() if number not in failed}
+    all_of_them = cases | {number: _joined(figures) for number, figures in found.items()}
+    return {number: text for number, text in all_of_them.items() if number not in failed}
+
+
+def _joined(figures: list[str]) -> str:
+    if len(figures) <= MOST_FIGURES:
+        return "; ".join(figures)
+    return "; ".join([*figures[: MOST_FIGURES - 1], f"and {len(figures) - MOST_FIGURES + 1} more like these"])
 
 
 def merged(page: str, figures: dict[int, str], where: str) -> str:

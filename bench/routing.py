@@ -1,77 +1,21 @@
 """`python -m bench.routing`: what each strategy does under load and faults, in virtual time, and what routing costs.
 
 Writes the tables between the marks of docs/routing.md and docs/routing.svg. The simulation is the one the tests use;
-the cost is CPU of this process, per request, on top of the same stack without RouteMiddleware.
+what routing costs is measured by `bench.routing_cost`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
 from pathlib import Path
-from typing import Any
 
-from sidecar.asgi import Front, candidates_of, close_exchange, open_exchange, read_body, receive_for
-from sidecar.middleware.route import RouteMiddleware
-from sidecar.routing.catalog import Catalog
+from bench.routing_cost import Costs, measure
 from sidecar.routing.hedging import Hedging
-from sidecar.routing.router import Router
 from sidecar.routing.strategies import STRATEGIES
-from sidecar.types import Deployment
 from tests.routing.simulate import SCENARIOS, STALLING, Result, simulate
 
 PAGE = Path(__file__).parent.parent / "docs" / "routing.md"
 PLOT = PAGE.with_name("routing.svg")
-_RAW = json.dumps({"model": "g", "messages": [{"role": "user", "content": "hi"}]}).encode()
-_START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
-_BODY = {"type": "http.response.body", "body": b"{}", "more_body": False}
-
-
-async def _below(scope: Any, receive: Any, send: Any) -> None:
-    """An app that answers at once, as Translate and the proxy would note it."""
-    exchange = scope["sidecar"]
-    attempt = exchange.attempt
-    exchange.is_translated = True
-    attempt.status, attempt.first_byte_at = 200, exchange.now()
-    attempt.content_started = attempt.is_complete = True
-    attempt.ended_at = exchange.now()
-    await send(_START)
-    await send(_BODY)
-
-
-async def _receive() -> Any:
-    return {"type": "http.request", "body": _RAW, "more_body": False}
-
-
-async def _send(message: Any) -> None:
-    return None
-
-
-async def _cost_us(strategy: str, deployments: int, requests: int = 3000, rounds: int = 9) -> float:
-    places = [Deployment(f"g#{n}", "g", "openai", "m", "http://127.0.0.1:9") for n in range(deployments)]
-    catalog = Catalog(places)
-    routed = RouteMiddleware(_below, catalog=catalog, router=Router(strategy=strategy))
-
-    async def bare(scope: Any, receive: Any, send: Any) -> None:
-        exchange, _ = open_exchange(scope, receive)
-        send = Front(exchange, send)
-        await read_body(scope, exchange)
-        await exchange.begin_attempt(candidates_of(exchange, catalog)[0])
-        await _below(dict(scope), receive_for(exchange), send)
-        close_exchange(exchange)
-
-    best: list[float] = []
-    for app in (bare, routed):
-        times = []
-        for _ in range(rounds):
-            began = time.process_time()
-            for _ in range(requests):
-                scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
-                await app(scope, _receive, _send)
-            times.append((time.process_time() - began) / requests * 1e6)
-        best.append(min(times))
-    return best[1] - best[0]
 
 
 def _row(name: str, result: Result) -> str:
@@ -79,7 +23,7 @@ def _row(name: str, result: Result) -> str:
     return f"{shares} | {result.quantile(0.5):.2f} | {result.quantile(0.99):.2f} | {result.wasted} | {result.failed}"
 
 
-def tables(results: dict[str, dict[str, Result]], costs: dict[str, tuple[float, float, float]]) -> str:
+def tables(results: dict[str, dict[str, Result]], costs: Costs) -> str:
     lines: list[str] = []
     for name, by_strategy in results.items():
         lines += [f"**{name}** ({', '.join(place.name for place in SCENARIOS[name])})", ""]
@@ -89,13 +33,7 @@ def tables(results: dict[str, dict[str, Result]], costs: dict[str, tuple[float, 
         ]
         lines += [f"| `{strategy}` | {_row(name, result)} |" for strategy, result in by_strategy.items()]
         lines.append("")
-    lines += [
-        "CPU that routing adds to a request, in µs:",
-        "",
-        "| strategy | 1 deployment | 2 | 20 |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| `{strategy}` | {a:.1f} | {b:.1f} | {c:.1f} |" for strategy, (a, b, c) in costs.items()]
+    lines += costs.table()
     return "\n".join(lines)
 
 
@@ -168,9 +106,7 @@ def fill(page: str, mark: str, text: str) -> str:
 
 def main() -> None:
     results = {n: {s: simulate(places, s) for s in STRATEGIES} for n, places in SCENARIOS.items()}
-    costs = {
-        s: (asyncio.run(_cost_us(s, 1)), asyncio.run(_cost_us(s, 2)), asyncio.run(_cost_us(s, 20))) for s in STRATEGIES
-    }
+    costs = asyncio.run(measure())
     text = tables(results, costs)
     print(text)
     hedged = hedging_table()

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from sidecar.middleware.idempotency import IdempotencyMiddleware
     from sidecar.middleware.observe import ObserveMiddleware
     from sidecar.middleware.rate_limit import RateLimitMiddleware
+    from sidecar.middleware.response_ids import ResponseIdsMiddleware
     from sidecar.middleware.route import RouteMiddleware
     from sidecar.middleware.shed import LoopLag, ShedMiddleware
     from sidecar.middleware.spend import SpendMiddleware
     from sidecar.middleware.translate import TranslateMiddleware
     from sidecar.middleware.upstream import UpstreamProxy
+    from sidecar.response_ids import ResponseIds
     from sidecar.routing.catalog import Catalog
     from sidecar.types import Budget, Deployment, Identity, Limits, Secret, SpendRecord, Usage
     from sidecar.waiting import WaitingRoom
@@ -50,6 +52,8 @@ _WHERE = {
     "Metrics": "sidecar.metrics",
     "ObserveMiddleware": "sidecar.middleware.observe",
     "RateLimitMiddleware": "sidecar.middleware.rate_limit",
+    "ResponseIds": "sidecar.response_ids",
+    "ResponseIdsMiddleware": "sidecar.middleware.response_ids",
     "RouteMiddleware": "sidecar.middleware.route",
     "Secret": "sidecar.types",
     "ShedMiddleware": "sidecar.middleware.shed",
@@ -84,6 +88,8 @@ __all__ = [
     "Metrics",
     "ObserveMiddleware",
     "RateLimitMiddleware",
+    "ResponseIds",
+    "ResponseIdsMiddleware",
     "RouteMiddleware",
     "Secret",
     "ShedMiddleware",

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -25,6 +25,7 @@ from sidecar.admit import AdmissionPolicy
 from sidecar.asgi import SETTLE_LIMIT_S, ASGIApp
 from sidecar.config.build import (
     build_catalog,
+    build_continuations,
     build_policy,
     build_room,
     build_router,
@@ -33,13 +34,15 @@ from sidecar.config.build import (
 )
 from sidecar.config.models import Config
 from sidecar.config.stored import LiveCatalog, ModelTable
+from sidecar.continuation import Continuations
 from sidecar.db import Database
 from sidecar.db.vault import Vault
 from sidecar.errors import RefusedError, UnavailableError
 from sidecar.explanation import Explainer
-from sidecar.gateway import Gateway, error_response
+from sidecar.gateway import Gateway, OwnRoute, error_response
 from sidecar.heartbeat import Heartbeat
 from sidecar.identity.callers import Callers
+from sidecar.identity.deadline import Deadline
 from sidecar.identity.feed import ChangeFeed
 from sidecar.identity.table import KeyTable, PrincipalTable, Store
 from sidecar.identity.tree import Tree
@@ -55,6 +58,7 @@ from sidecar.middleware.idempotency import AnswerStore, IdempotencyMiddleware
 from sidecar.middleware.observe import AccessLog, ObserveMiddleware
 from sidecar.middleware.prompts import PromptsMiddleware
 from sidecar.middleware.rate_limit import RateLimitMiddleware
+from sidecar.middleware.response_ids import ResponseIdsMiddleware
 from sidecar.middleware.route import RouteMiddleware
 from sidecar.middleware.shed import LoopLag, ShedMiddleware
 from sidecar.middleware.spend import SpendMiddleware
@@ -63,6 +67,7 @@ from sidecar.middleware.upstream import UpstreamProxy
 from sidecar.parts import (
     LazyMedia,
     answer_store,
+    id_secret,
     probes_of,
     redis_client,
     shared_pauses,
@@ -77,6 +82,7 @@ from sidecar.parts import (
 from sidecar.places import DeploymentPlaces
 from sidecar.records import Records
 from sidecar.records_shared import SharedRecords
+from sidecar.response_ids import ResponseIds
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.plan import Policy
 from sidecar.routing.router import Router
@@ -85,13 +91,13 @@ from sidecar.spend.ledger import Ledger
 from sidecar.spend.price_loader import load_price
 from sidecar.spend.prompts import Prompts, find
 from sidecar.spend.recorder import Recorder
+from sidecar.stored_responses import stored_response_routes
 from sidecar.upstream.base import Transport
 from sidecar.waiting import WaitingRoom
 
-if TYPE_CHECKING:
-    pass
-
 LEASE_S = 10.0
+OPEN_S = 10.0
+"""For each step of opening the database."""
 MIB = 1024 * 1024
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
@@ -104,6 +110,7 @@ def build_stack(
     keys: KeyLookup | None,
     callers: Callers | None,
     end_user_header: str | None,
+    response_ids: ResponseIds,
     answers: AnswerStore | None,
     max_answer_bytes: int,
     answer_wait_s: float,
@@ -115,6 +122,7 @@ def build_stack(
     routing: Policy,
     places: DeploymentPlaces,
     room: WaitingRoom | None,
+    continuations: Continuations | None,
     shed: Callable[[ASGIApp], ShedMiddleware] | None,
     transport: Transport,
     heartbeat: Heartbeat,
@@ -123,7 +131,9 @@ def build_stack(
     """A request's way, from the client down to the provider."""
     app: ASGIApp = UpstreamProxy(transport=transport, heartbeat=heartbeat)
     app = TranslateMiddleware(app, fetch_media=fetch_media)
-    app = RouteMiddleware(app, catalog=catalog, policy=routing, router=router, places=places, room=room)
+    app = RouteMiddleware(
+        app, catalog=catalog, policy=routing, router=router, places=places, room=room, continuations=continuations
+    )
     app = SpendMiddleware(app, recorder=recorder)
     app = BudgetMiddleware(app, policy=policy)
     app = RateLimitMiddleware(app, policy=policy, room=room)
@@ -131,6 +141,7 @@ def build_stack(
         app = IdempotencyMiddleware(app, store=answers, max_answer_bytes=max_answer_bytes, wait_s=answer_wait_s)
     if prompts is not None:
         app = PromptsMiddleware(app, store=prompts)
+    app = ResponseIdsMiddleware(app, ids=response_ids)
     if keys is not None:
         app = AuthMiddleware(
             app,
@@ -187,12 +198,14 @@ def build_app(
         catalog,
         unpriced=config.budget.unpriced,
         no_max_tokens=config.budget.no_max_tokens,
+        vendor_tools=config.budget.vendor_tools,
         default_output_tokens=config.budget.default_output_tokens,
         has_global_budget=config.budget.max_usd is not None,
     )
     transport = transport_of(config)
     router = build_router(config)
     media = LazyMedia(config.upstream.media_networks) if config.upstream.fetch_media else None
+    response_ids = ResponseIds(lambda: id_secret(config), catalog)
     answers = answer_store(config, redis_url)
     records = Records(keep=config.log.exchanges, paused=router.health.cooling, strategy=router.strategy_of)
     shared_records = SharedRecords(redis_client(redis_url), records) if redis_url is not None else None
@@ -202,6 +215,9 @@ def build_app(
     metrics.load.paused = lambda: router.health.cooling(time.time())
     metrics.load.hedges = router.hedges.counts
     metrics.load.lag_s = lag.worst_s
+    continuations = build_continuations(config)
+    if continuations is not None:
+        metrics.load.continued = lambda: continuations.counts
     if room is not None:
         metrics.load.waiting = lambda: room.lines.count
         metrics.load.waits = lambda: room.results
@@ -212,6 +228,7 @@ def build_app(
         keys=credentials,
         callers=callers,
         end_user_header=who.end_user_header,
+        response_ids=response_ids,
         answers=answers,
         max_answer_bytes=config.idempotency.max_answer_mb * MIB,
         answer_wait_s=config.idempotency.wait_s,
@@ -223,12 +240,15 @@ def build_app(
         routing=build_policy(config),
         places=DeploymentPlaces(admission),
         room=room,
+        continuations=continuations,
         shed=shed,
         transport=transport,
         heartbeat=Heartbeat(config.server.heartbeat_s, is_early=config.server.heartbeat_early),
         fetch_media=media.fetch if media is not None else None,
     )
-    routes = [Route(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")]
+    routes: list[Route] = [
+        OwnRoute(path, _Models(catalog, credentials), methods=["GET"]) for path in ("/v1/models", "/models")
+    ]
     routes.append(
         transform_route(
             Explainer(catalog, router, policy=policy, retries=config.routing.retries, fetches_media=media is not None),
@@ -238,7 +258,21 @@ def build_app(
             access_groups=catalog.access_groups,
         )
     )
-    feed = ChangeFeed(store, [live, *(f for f in (keys, callers, who.subjects) if f is not None)], clock=time.time)
+    routes += stored_response_routes(
+        ids=response_ids,
+        proxy=UpstreamProxy(transport=transport),
+        admission=admission,
+        keys=credentials,
+        observed=lambda app: ObserveMiddleware(
+            app,
+            metrics=metrics,
+            access_log=write_access_log if config.log.access else None,
+            records=records if config.log.exchanges and keys is not None else None,
+            applies=lambda scope: True,  # the route has chosen
+        ),
+    )
+    followers = [live, *(f for f in (keys, callers, who.subjects) if f is not None)]
+    feed = ChangeFeed(store, followers, clock=time.time, deadline_s=store.database.lookup_s)
     tree = Tree(table, PrincipalTable(store))
     jobs = build_jobs(
         config,
@@ -252,6 +286,7 @@ def build_app(
         limit_store=admission.store,
         probes=probes_of(config, catalog, router, policy, recorder, transport),
         clock=time.time,
+        tell=recorder.tell,
     )
     if keys is not None and credentials is not None:
         routes += build_admin(
@@ -270,20 +305,27 @@ def build_app(
             random_bytes=secrets.token_bytes,
         )
     metrics.dropped_by_sink = recorder.dropped_by_sink
+    metrics.journal_refused = lambda: recorder.journal.refused
+    recorder.flushed = lambda at, is_failure: metrics.jobs.ended("flush", at, is_failure=is_failure)
     recorder.settle_dead = admission.settle_dead
+    recorder.uncorrect = jobs.unknown.uncorrect
     pauses = shared_pauses(redis_url, router, catalog) if redis_url is not None else None
     ticker = Ticker(admission, recorder, metrics, every_s=LEASE_S / 3)
 
     async def open_database() -> None:
+        # A database that stands still is given up and asked anew; only migrating may take as long as it takes.
+        deadline = Deadline(OPEN_S)
+        is_current = await deadline.run(database.schema_is_current())
         if migrate:
-            await database.migrate(in_child=owns_process)
-        elif not await database.schema_is_current():
+            opening = database.migrate(in_child=owns_process)
+            await (deadline.run(opening) if is_current else opening)
+        elif not is_current:
             raise UnavailableError(
                 "The gateway is not ready: its database has another schema version. "
                 "Run `sidecar serve` once, or pass migrate=True.",
                 code="schema_version",
             )
-        await live.reload()
+        await deadline.run(live.reload())
 
     parts = (
         database,

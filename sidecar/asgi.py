@@ -19,9 +19,11 @@ import msgspec
 
 from sidecar.errors import BadRequestError, BodyTooLargeError, RefusedError, SidecarError, without_credentials
 from sidecar.exchange import SCOPE_KEY, Exchange, new_exchange_id
+from sidecar.routing.candidates import Candidates
 from sidecar.routing.catalog import Catalog
+from sidecar.translate.dialects import AT, CHAT
+from sidecar.translate.dialects.base import Dialect, Sniffer
 from sidecar.translate.pieces import BIG_BYTES, decode_big
-from sidecar.translate.usage import UsageSniffer
 from sidecar.types import Deployment
 
 Scope = MutableMapping[str, Any]
@@ -38,7 +40,8 @@ SETTLE_LIMIT_S = 10.0
 
 _BODY_HEADERS = frozenset({b"content-length", b"content-encoding", b"x-sidecar-timeout"})
 _SECONDS = re.compile(rb"\d{1,6}(\.\d{1,6})?")
-_CHAT_PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
+_PATHS = frozenset(AT)
+_CHAT_PATHS = frozenset(CHAT.paths)
 _decode = msgspec.json.Decoder().decode
 
 
@@ -55,11 +58,11 @@ def route_path(scope: Scope) -> str:
     return path
 
 
-def is_chat(scope: Scope) -> bool:
-    """The default `applies=`: POST to the chat dialect's paths below `root_path`."""
+def is_call(scope: Scope) -> bool:
+    """The default `applies=`: POST to the dialects' paths below `root_path`."""
     if not scope.get("root_path"):
-        return scope["path"] in _CHAT_PATHS and scope["method"] == "POST"
-    return scope["method"] == "POST" and route_path(scope) in _CHAT_PATHS
+        return scope["path"] in _PATHS and scope["method"] == "POST"
+    return scope["method"] == "POST" and route_path(scope) in _PATHS
 
 
 def paths(*names: str) -> Applies:
@@ -139,7 +142,7 @@ class Inbox:
         size = 0
         while True:
             if message["type"] == "http.disconnect":
-                self._leave()
+                self.leave()
                 raise ClientDisconnectedError
             part = message.get("body", b"")
             size += len(part)
@@ -164,9 +167,10 @@ class Inbox:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """The client is gone, or as good as gone."""
         # uvicorn also reports a disconnect once the answer is complete: that is not "the client left".
         if self.exchange is not None and not self.exchange.answer_ended:
             self.client_left = True
@@ -200,7 +204,7 @@ class Inbox:
         """`receive()` for apps below while nobody of ours has read the body."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._leave()
+            self.leave()
         return message
 
     def close(self) -> None:
@@ -325,8 +329,9 @@ async def read_body(scope: Scope, exchange: Exchange, limit: int = MAX_BODY_BYTE
     stream = payload.get("stream")
     if stream is not None and type(stream) is not bool:
         raise BadRequestError("The gateway refused the request: 'stream' must be a boolean.", param="stream")
-    if "messages" in payload and type(payload["messages"]) is not list:
-        raise BadRequestError("The gateway refused the request: 'messages' must be a list.", param="messages")
+    if scope["path"] not in _CHAT_PATHS:
+        exchange.dialect = AT.get(route_path(scope), CHAT)
+    exchange.dialect.check(payload)
     exchange.raw = raw
     exchange.payload = payload
     exchange.model = without_credentials(model)  # it goes into answers, logs and rows
@@ -359,8 +364,27 @@ async def aside(work: Callable[..., T], *args: Any) -> T:
 def candidates_of(exchange: Exchange, catalog: Catalog) -> tuple[Deployment, ...]:
     """The deployments this caller may be served by; computed once per exchange, by the first who asks."""
     if exchange.candidates is None:
-        exchange.candidates = catalog.candidates(exchange.model, exchange.caller)
+        found = catalog.candidates(exchange.model, exchange.caller)
+        exchange.candidates = found if exchange.dialect is CHAT else served(exchange, found)
     return exchange.candidates
+
+
+def served(exchange: Exchange, candidates: Candidates) -> Candidates:
+    """Those whose provider speaks the client's dialect, and that know what the request refers to. Raises
+    BadRequestError, NotFoundError."""
+    from sidecar.translate.registry import PROVIDERS, get_provider
+
+    dialect = exchange.dialect
+    found = candidates.only(lambda d: dialect.name in get_provider(d.provider).endpoints, dialect.name)
+    if not found:
+        names = sorted({name for name, provider in PROVIDERS.items() if dialect.name in provider.endpoints})
+        raise BadRequestError(
+            f"The gateway refused the request: no deployment of '{exchange.model[:128]}' has {dialect.title}. "
+            f"Providers that have it: {', '.join(names)}. Ask for this model at /v1/chat/completions.",
+            code="dialect_not_served",
+            param="model",
+        )
+    return found if exchange.ids is None else exchange.ids.known_to(found)
 
 
 async def refuse(
@@ -402,7 +426,7 @@ class Tap:
     def __init__(self, exchange: Exchange, send: Send) -> None:
         self._exchange = exchange
         self._send = send
-        self._sniffer: UsageSniffer | None = None
+        self._sniffer: Sniffer | None = None
 
     def __call__(self, message: Message) -> Awaitable[None]:
         exchange = self._exchange
@@ -421,7 +445,7 @@ class Tap:
             if sniffer is not None and body:
                 sniffer.feed(body)
             if attempt is not None:
-                attempt.events_seen += body.count(b"data:")
+                attempt.events_seen += body.count(exchange.dialect.event_mark)
                 attempt.content_started = attempt.content_started or bool(body)
                 if is_last:
                     attempt.is_complete = True
@@ -432,7 +456,7 @@ class Tap:
                     attempt.usage = sniffer.usage
         elif message["type"] == "http.response.start":
             if message["status"] < 400:
-                self._sniffer = UsageSniffer(is_stream=is_event_stream(message["headers"]))
+                self._sniffer = exchange.dialect.sniffer(is_stream=is_event_stream(message["headers"]))
             if attempt is not None:
                 attempt.status = message["status"]
                 if attempt.first_byte_at is None:
@@ -511,28 +535,28 @@ class Front:
         """The client has a 200 and comments: an answer that is no stream has to become an event of one."""
         self.is_early = False
         if message["status"] >= 300 or not is_event_stream(message["headers"]):
-            self._send = _AsEvent(self._send)
+            self._send = _AsEvent(self._send, self._exchange.dialect)
 
     async def end_with(self, error: SidecarError) -> None:
         """After an early beginning: an error event, no `[DONE]`."""
         await self.quiet()
         self.is_early = False
-        event = b"data: " + error.body_bytes() + b"\n\n"
+        event = self._exchange.dialect.error_event(error)
         await self({"type": "http.response.body", "body": event, "more_body": False})
 
 
 class _AsEvent:
     """Makes an answer's whole body the data of one event."""
 
-    __slots__ = ("_parts", "_send")
+    __slots__ = ("_dialect", "_parts", "_send")
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, dialect: Dialect) -> None:
         self._send = send
+        self._dialect = dialect
         self._parts: list[bytes] = []
 
     async def __call__(self, message: Message) -> None:
         self._parts.append(message.get("body", b""))
         if not message.get("more_body", False):
-            lines = b"".join(self._parts).splitlines()
-            event = b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
+            event = self._dialect.event_of(b"".join(self._parts))
             await self._send({"type": "http.response.body", "body": event, "more_body": False})

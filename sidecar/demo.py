@@ -100,7 +100,7 @@ async def _demo(console: Console, folder: Path) -> None:
 async def _tour(console: Console, url: str, master_key: str, seen: list[Seen]) -> None:
     from openai import AsyncOpenAI, RateLimitError
 
-    admin = httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {master_key}"}, timeout=10)
+    admin = httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {master_key}"}, timeout=60)
     try:
         _title(console, "1  A virtual key, made with the admin API")
         wanted: dict[str, Any] = {"key_alias": "demo", "models": ["claude", "claude-tools"]}

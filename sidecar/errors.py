@@ -99,12 +99,22 @@ class SidecarError(Exception):
         return json.dumps(self.body(), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
+LONGEST_MESSAGE = 4_000
+LONGEST_PARAM = 200
+
+
+def _cut(text: str, limit: int) -> str:
+    text = without_credentials(text)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
 class RefusedError(SidecarError):
-    """The gateway refused; no byte went upstream. Messages may quote what the caller wrote: credentials are blanked."""
+    """The gateway refused; no byte went upstream. Messages may quote what the caller wrote: credentials are blanked,
+    and a name of a megabyte is neither answered nor remembered whole."""
 
     def __init__(self, message: str, *, param: str | None = None, **more: Any) -> None:
-        param = without_credentials(param) if param is not None else None
-        super().__init__(without_credentials(message), param=param, **more)
+        param = _cut(param, LONGEST_PARAM) if param is not None else None
+        super().__init__(_cut(message, LONGEST_MESSAGE), param=param, **more)
 
 
 class BadRequestError(RefusedError):

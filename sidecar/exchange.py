@@ -6,16 +6,18 @@ Who writes which field (one writer each):
     identity                              Auth, through `identify()`
     asked_model                           Auth: the alias, where `model` is what it stands for
     end_user_id, tags                     Auth
-    raw, payload, model, is_stream, deadline_s   read_body (asgi.py)
+    ids, carried_tokens                   ResponseIds
+    raw, payload, model, is_stream, deadline_s, dialect   read_body (asgi.py)
     front                                 the outermost send wrapper, by itself (asgi.Front)
     begin                                 Route
     candidates                            the first who asks, through `asgi.candidates_of`
-    attempts                              Route, else Spend(deployment=), Translate or the proxy: `begin_attempt()`
+    attempts, begun, beginning            Route, else Spend(deployment=), Translate or the proxy: `begin_attempt()`
     answering, attempt.is_running, .is_lost   Route: two attempts may be under way at once
+    continuation                          Route: who goes on with a broken answer, where that is configured
     attempt.usage, .content_started       Translate, else the innermost tap (asgi.Tap)
     seen_usage                            the innermost tap, for an answer nobody announced an attempt for
     attempt.status, .first_byte_at        UpstreamProxy, else the tap
-    grant, edits["output_cap"]            the first of RateLimit and Budget, through admit.py
+    grant, edits["output_cap"]            the first of RateLimit and Budget, through admit.py; the cap: Continuation
     attempt.cost_nano, .cost_status       Spend, else Budget
     attempt.output_max                    Budget, through admit.py
     queue_place, queue_s                  waiting.WaitingRoom
@@ -25,6 +27,7 @@ Who writes which field (one writer each):
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -32,11 +35,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sidecar.errors import SidecarError, StackOrderError, UpstreamError
+from sidecar.translate.dialects import CHAT, Dialect
 from sidecar.types import UNKNOWN_USAGE, Deployment, Identity, Outcome, Usage
 
 if TYPE_CHECKING:
     from sidecar.asgi import Front, Inbox, Send
+    from sidecar.continuation import Continuation
     from sidecar.limits.admission import Grant
+    from sidecar.response_ids import RequestIds
 
 SCOPE_KEY = "sidecar"
 ATTEMPT_KEY = "sidecar.attempt"
@@ -144,17 +150,26 @@ class Exchange:
     model: str = ""
     asked_model: str | None = None
     is_stream: bool = False
+    dialect: Dialect = CHAT
+    ids: RequestIds | None = None
+    """Of what providers keep: the response this request goes on from, and how new ones are called."""
+    carried_tokens: int = 0
+    """Input that is not in the body: what that response brings along, at most. Held in money alone."""
     deadline_s: float | None = None
     """What the client gives the whole request (`x-sidecar-timeout`); it can only shorten ours."""
     edits: dict[str, Any] = field(default_factory=dict)
     estimate: tuple[int, int | None] | None = None
     candidates: tuple[Deployment, ...] | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    begun: int = 0
+    beginning: int = 0
     queue_place: int = 0
     """Where it stood when it had to wait for a limit, 1 first; 0: it had not. `queue_s`: how long."""
     queue_s: float = 0.0
     answering: Attempt | None = None
     """The attempt whose answer goes to the client, once that is decided."""
+    continuation: Continuation | None = None
+    """Asked by the layer that knows the dialect before it ends a broken answer."""
     before_attempt: list[BeforeAttempt] = field(default_factory=list)
     grant: Grant | None = None
     is_settled: bool = False
@@ -202,9 +217,19 @@ class Exchange:
     async def begin_attempt(self, deployment: Deployment) -> Attempt:
         """Announce a dispatch. What Budget and Spend must do first happens here; if one of them raises a
         `RefusedError`, nothing may be dispatched."""
-        attempt = Attempt(len(self.attempts) + 1, deployment, self.now())
-        for hook in self.before_attempt:
-            await hook(self, attempt)
+        self.begun += 1  # not their number: another may begin while the hooks of this one still run
+        self.beginning += 1
+        attempt = Attempt(self.begun, deployment, self.now())
+        try:
+            for hook in self.before_attempt:
+                await hook(self, attempt)
+        except asyncio.CancelledError:
+            attempt.is_sent = False  # its intent may be written, so it gets its row
+            attempt.ended_at = self.now()
+            self.attempts.append(attempt)
+            raise
+        finally:
+            self.beginning -= 1
         self.attempts.append(attempt)
         return attempt
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from sidecar.admit import price_of
+from sidecar.admit import cap_at, output_cap, price_of
 from sidecar.errors import BadRequestError, BudgetExceededError, NotFoundError, RefusedError
 from sidecar.routing.affinity import prefix_of
 from sidecar.routing.candidates import Candidates
@@ -23,7 +23,7 @@ from sidecar.routing.catalog import Catalog
 from sidecar.routing.router import Router
 from sidecar.spend.cost import worst_case_nano
 from sidecar.translate.content import type_of_name
-from sidecar.translate.estimate import estimate_input_tokens, requested_output_tokens
+from sidecar.translate.estimate import estimate_input_tokens, requested_choices, requested_output_tokens
 from sidecar.translate.losses import Loss, told
 from sidecar.translate.provider import Call, Media, Provider, UpstreamRequest
 from sidecar.translate.registry import get_provider
@@ -160,24 +160,27 @@ class Explainer:
             return None
         if not (policy.has_global_budget or caller.has_budget):
             return None
+        tokens_in = estimate_input_tokens(payload, len(raw), candidates)
+        choices, default = requested_choices(payload), policy.default_output_tokens
+        hold = max(
+            worst_case_nano(price_of(d), tokens_in, (d.max_output_tokens or default) * choices) for d in candidates
+        )
+        if not hold and all(price_of(d).status != "unpriced" for d in candidates):
+            return None
         if policy.no_max_tokens == "refuse":
             raise BudgetExceededError(
                 "The gateway refused the request: under a budget it needs 'max_tokens'. Add it.",
                 code="max_tokens_required",
                 param="max_tokens",
             )
-        tokens_in = estimate_input_tokens(payload, len(raw))
-        default = policy.default_output_tokens
-
-        def worst(deployment: Deployment) -> int:
-            return worst_case_nano(price_of(deployment), tokens_in, deployment.max_output_tokens or default)
-
-        return max(candidates, key=worst).max_output_tokens or default
+        return output_cap(candidates, tokens_in, hold, choices, default)
 
     def _explained(
         self, deployment: Deployment, payload: Mapping[str, Any], raw: bytes, cap: int | None, *, shows_places: bool
     ) -> dict[str, Any]:
         provider = get_provider(deployment.provider)
+        if cap is not None:
+            cap = cap_at(deployment, cap)
         call = Call(
             payload=payload,
             raw=raw,

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Router
+from starlette.routing import BaseRoute, Route, Router
 
-from sidecar.asgi import ASGIApp, Message, Receive, Scope, Send, header, is_chat, route_path
+from sidecar.asgi import ASGIApp, Message, Receive, Scope, Send, header, is_call, route_path
 from sidecar.errors import (
     MethodNotAllowedError,
     NotFoundError,
@@ -23,6 +23,7 @@ from sidecar.errors import (
     SidecarError,
     UnavailableError,
 )
+from sidecar.translate.dialects import AT
 
 _OPEN_PATHS = frozenset(
     {"/healthz", "/readyz", "/health/liveliness", "/health/liveness", "/health/readiness", "/metrics"}
@@ -37,8 +38,24 @@ def error_response(error: SidecarError) -> Response:
     return Response(error.body_bytes(), error.status, headers, media_type="application/json")
 
 
+class OwnRoute(Route):
+    """Refuses other methods as everything is refused here, not in Starlette's plain text."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        methods = self.methods or set()
+        if not methods or scope["method"] in methods:
+            await super().handle(scope, receive, send)
+            return
+        allowed = ", ".join(sorted(methods))
+        refusal = MethodNotAllowedError(
+            f"The gateway refused the request: {self.path} takes {allowed}, not {scope['method'][:16]}.",
+            headers=((b"allow", allowed.encode("ascii")),),
+        )
+        await error_response(refusal)(scope, receive, send)
+
+
 class Gateway:
-    """`stack` serves the chat dialect; `routes` are our own endpoints; `starters` run once before the first request
+    """`stack` serves the dialects; `routes` are our own endpoints; `starters` run once before the first request
     (in order), `closers` at the end (in reverse)."""
 
     def __init__(
@@ -99,9 +116,9 @@ class Gateway:
             except Exception as error:  # noqa: BLE001 - whatever a store raises, the client gets one clear 503
                 await error_response(_not_started(error))(scope, receive, send)
                 return
-        if is_chat(scope):
+        if is_call(scope):
             await self.stack(scope, receive, send)
-        elif path in ("/v1/chat/completions", "/chat/completions"):
+        elif path in AT:
             refusal = MethodNotAllowedError(
                 f"The gateway refused the request: {path} takes POST, not {scope['method'][:16]}.",
                 headers=((b"allow", b"POST"),),
@@ -163,15 +180,19 @@ class Gateway:
         self._is_leaving = True
 
     async def aclose(self) -> None:
-        """Not ready at once; wait for the requests in flight (bounded), then close in reverse order."""
+        """Not ready at once; wait for the requests in flight (bounded), then close in reverse order: all, also if one
+        fails, which is raised then."""
         self.leave()
         if self._in_flight:
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self._grace_s)
-        for closer in reversed(self._closers):
-            await closer()
-        self._is_started = False
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                for closer in self._closers:
+                    stack.push_async_callback(closer)
+        finally:
+            self._is_started = False
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
@@ -228,6 +249,8 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
     refusal = NotFoundError(
-        "The gateway does not serve this path. Chat completions are at /v1/chat/completions.", code="unknown_path"
+        "The gateway does not serve this path. Chat completions are at /v1/chat/completions, responses at "
+        "/v1/responses.",
+        code="unknown_path",
     )
     await error_response(refusal)(scope, receive, send)

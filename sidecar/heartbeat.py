@@ -22,15 +22,19 @@ class Waiting(Protocol):
 
     is_waiting: bool
 
+    def stuck(self) -> None:
+        """The client takes nothing any more, and the time is over."""
+
 
 class _Stream:
-    __slots__ = ("front", "seen", "since", "waiting")
+    __slots__ = ("front", "seen", "since", "until", "waiting")
 
-    def __init__(self, front: Front, waiting: Waiting, now: float) -> None:
+    def __init__(self, front: Front, waiting: Waiting, now: float, until: float) -> None:
         self.front = front
         self.waiting = waiting
         self.seen: Message | None = front.last
         self.since = now
+        self.until = until
 
 
 class _Streams(threading.local):
@@ -51,13 +55,14 @@ class Heartbeat:
         self.is_early = is_early
         self._streams = _Streams()
 
-    def watch(self, front: Front, waiting: Waiting) -> _Stream:
-        """Until `forget`."""
+    def watch(self, front: Front, waiting: Waiting, total_s: float = float("inf")) -> _Stream:
+        """Until `forget`. A stream whose client reads no more is ended once `total_s` are over, in which it holds what
+        others may be waiting for."""
         loop = asyncio.get_running_loop()
         streams = self._streams
         if loop is not streams.loop:
             streams.loop, streams.live, streams.has_timer = loop, set(), False
-        stream = _Stream(front, waiting, loop.time())
+        stream = _Stream(front, waiting, loop.time(), loop.time() + total_s)
         if not streams.has_timer:
             streams.has_timer = True
             loop.call_later(self.every_s / LOOKS, self._look, loop)
@@ -75,7 +80,7 @@ class Heartbeat:
             streams.has_timer = False
             return
         now = loop.time()
-        for stream in streams.live:
+        for stream in list(streams.live):
             front = stream.front
             last = front.last
             if last is not stream.seen:
@@ -83,6 +88,8 @@ class Heartbeat:
             elif now - stream.since >= self.every_s and stream.waiting.is_waiting and is_between(last):
                 stream.since = now
                 front.start_beat(loop)
+            elif now > stream.until and not stream.waiting.is_waiting:
+                stream.waiting.stuck()
         loop.call_later(self.every_s / LOOKS, self._look, loop)
 
 

@@ -56,11 +56,18 @@ class Metrics:
         self._dropped = Counter(
             "sidecar_sink_dropped_total", "Spend records a sink did not get.", ("sink",), registry=registry
         )
+        self._refused = Counter(
+            "sidecar_journal_refused_total",
+            "Spend rows the journal's disk did not take; their requests were refused.",
+            registry=registry,
+        )
         self.jobs = JobMetrics(registry)
         self.load = LoadMetrics(registry)
         self.dropped_by_sink: Callable[[], Mapping[str, int]] = dict
         """Set by whoever has sinks: how many records each did not get so far."""
         self._seen_dropped: dict[str, int] = {}
+        self.journal_refused: Callable[[], int] = int
+        self._seen_refused = 0
         self.in_flight = 0
         self._pending: dict[tuple[str, ...], list[float]] = {}
 
@@ -112,6 +119,9 @@ class Metrics:
         for sink, dropped in self.dropped_by_sink().items():
             self._dropped.labels(sink).inc(dropped - self._seen_dropped.get(sink, 0))
             self._seen_dropped[sink] = dropped
+        refused = self.journal_refused()
+        self._refused.inc(refused - self._seen_refused)
+        self._seen_refused = refused
         self._in_flight.set(self.in_flight)
         self.load.drain()
 
@@ -184,6 +194,12 @@ class LoadMetrics:
         self._hedges_won = Counter(
             "sidecar_hedges_won_total", "Those of them that answered.", ("group",), registry=registry
         )
+        self._continued = Counter(
+            "sidecar_continuations_total",
+            "Broken answers that another attempt went on with.",
+            ("group",),
+            registry=registry,
+        )
         self._waiting = Gauge(
             "sidecar_queue_waiting", "Requests waiting for a limit.", registry=registry, multiprocess_mode="livesum"
         )
@@ -204,6 +220,7 @@ class LoadMetrics:
         )
         self.paused: Callable[[], Iterable[str]] = tuple
         self.hedges: Callable[[], Mapping[str, tuple[int, int]]] = dict
+        self.continued: Callable[[], Mapping[str, int]] = dict
         self.waiting: Callable[[], int] = int
         self.waits: Callable[[], Mapping[str, int]] = dict
         self.shed: Callable[[], Mapping[str, int]] = dict
@@ -219,6 +236,8 @@ class LoadMetrics:
         for group, (begun, won) in self.hedges().items():
             self._count(self._hedges, (group,), begun)
             self._count(self._hedges_won, (group,), won)
+        for group, count in self.continued().items():
+            self._count(self._continued, (group,), count)
         self._waiting.set(self.waiting())
         for result, count in self.waits().items():
             self._count(self._waits, (result,), count)

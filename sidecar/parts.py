@@ -16,9 +16,7 @@ import msgspec
 
 from sidecar.admit import AdmissionPolicy
 from sidecar.asgi import ASGIApp
-from sidecar.config.build import (
-    ensure_master_key,
-)
+from sidecar.config.build import ensure_master_key, ensure_secret
 from sidecar.config.models import Config
 from sidecar.config.oidc import build_issuers
 from sidecar.idempotency.memory import MemoryAnswers
@@ -66,14 +64,26 @@ def who_calls(config: Config, store: Store, table: KeyTable, redis_url: str | No
     if made is not None:
         print(f"A master key was made; it stands in {made}", file=sys.stderr)  # noqa: T201
     cache = shared_cache(redis_url) if redis_url is not None else None
-    keys = Keys(table, master_key=master_key, clock=time.time, shared_cache=cache, hard_age_s=auth.key_cache_s)
+    hard_age_s, deadline_s = auth.key_cache_s, store.database.lookup_s
+    keys = Keys(
+        table,
+        master_key=master_key,
+        clock=time.time,
+        shared_cache=cache,
+        hard_age_s=hard_age_s,
+        deadline_s=deadline_s,
+    )
     principals = PrincipalTable(store)
     issuers = build_issuers(auth.issuers, auth.introspection, clock=time.time)
     subjects = None
     if issuers is not None:
-        subjects = Subjects(issuers, principals, clock=time.time, hard_age_s=auth.key_cache_s)
+        subjects = Subjects(issuers, principals, clock=time.time, hard_age_s=hard_age_s, deadline_s=deadline_s)
     callers = Callers(
-        principals, clock=time.time, end_user_budget_id=auth.end_user_budget_id, hard_age_s=auth.key_cache_s
+        principals,
+        clock=time.time,
+        end_user_budget_id=auth.end_user_budget_id,
+        hard_age_s=hard_age_s,
+        deadline_s=deadline_s,
     )
     return Who(keys, cache, Credentials(keys, subjects), callers, subjects, auth.end_user_header)
 
@@ -99,6 +109,14 @@ def probes_of(
         every_s=settings.every_s,
         models=settings.models,
     )
+
+
+def id_secret(config: Config) -> bytes:
+    """What all replicas have: the encryption key, else the master key; without authentication one of the data folder.
+    Raises ConfigError."""
+    if config.store.encryption_key is not None:
+        return config.store.encryption_key.reveal().encode()
+    return ensure_secret(config).reveal().encode()
 
 
 async def tune_process() -> None:

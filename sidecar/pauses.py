@@ -1,7 +1,8 @@
 """Pauses of deployments, shared by all processes through one Redis hash: what one found out, the others need not.
 
-Neighbours: `routing.health` (told and asked here), `app.py` makes and starts it. Rule: no request ever waits for this.
-Redis gone: each process knows its own. Bounded by the configured deployments.
+Neighbours: `routing.health` (told and asked here), `app.py` makes and starts it. Rules: no request ever waits for this;
+instants in the hash are by Redis' clock, so a process whose own is wrong locks out nobody. Redis gone: each process
+knows its own. Bounded by the configured deployments.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from sidecar.routing.health import Cooldown, Health
+from sidecar.routing.health import MAX_PAUSE_S, Cooldown, Health
+from sidecar.tasks import end
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -44,7 +46,8 @@ class SharedPauses:
         self._deadline_s = deadline_s
         self._key = key
         self._news: dict[str, Cooldown | None] = {}
-        self._learned: set[str] = set()
+        self._said: dict[str, str] = {}
+        """By deployment: what the hash says and this process knows."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_down = False
@@ -60,9 +63,7 @@ class SharedPauses:
 
     async def aclose(self) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        await end([task])
         await self._client.aclose()
 
     async def _run(self) -> None:
@@ -75,8 +76,10 @@ class SharedPauses:
             self._wake.clear()
             try:
                 async with asyncio.timeout(self._deadline_s):
-                    await self._tell()
-                    await self._learn()
+                    seconds, micros = await self._client.time()
+                    ahead_s = seconds + micros / 1e6 - self._clock()
+                    await self._tell(ahead_s)
+                    await self._learn(ahead_s)
                 self._is_down = False
             except (RedisError, OSError, TimeoutError):
                 if not self._is_down:
@@ -84,38 +87,41 @@ class SharedPauses:
                 self._is_down = True
                 await asyncio.sleep(self._every_s)
 
-    async def _tell(self) -> None:
+    async def _tell(self, ahead_s: float) -> None:
         news, self._news = self._news, {}
         if not news:
             return
         try:
-            found = {name: f"{c.until_at:.3f} {c.reason}" for name, c in news.items() if c is not None}
+            found = {name: f"{c.until_at + ahead_s:.3f} {c.reason}" for name, c in news.items() if c is not None}
             over = [name for name, c in news.items() if c is None]
             if over:
                 await self._client.hdel(self._key, *over)
             if found:
                 await self._client.hset(self._key, mapping=found)
                 await self._client.expire(self._key, _FORGET_S)
+                self._said |= found
         except BaseException:
             self._news = news | self._news
             raise
 
-    async def _learn(self) -> None:
+    async def _learn(self, ahead_s: float) -> None:
         said = await self._client.hgetall(self._key)
         pauses = {_text(name): _text(value) for name, value in said.items()}
         ids, now = set(self._ids()), self._clock()
         for name, value in pauses.items():
+            if name not in ids or name in self._news or self._said.get(name) == value:
+                continue
             until, _, reason = value.partition(" ")
             try:
-                until_at = float(until)
+                until_at = float(until) - ahead_s
             except ValueError:
                 continue
-            if name in ids and until_at > now and name not in self._news:
-                self._learned.add(name)
-                self._health.learn(name, Cooldown(until_at, reason, now))
-        for name in self._learned - pauses.keys():
+            if until_at > now:
+                self._said[name] = value
+                self._health.learn(name, Cooldown(min(until_at, now + MAX_PAUSE_S), reason, now))
+        for name in self._said.keys() - pauses.keys():
             # Another process' trial went well. A pause that is merely over stays in the hash, and half-open here.
-            self._learned.discard(name)
+            del self._said[name]
             if name not in self._news:
                 self._health.learn(name, None)
 

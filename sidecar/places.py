@@ -28,10 +28,8 @@ class DeploymentPlaces:
         own = self._of(deployment)
         if asked is None:
             return own
-        group = deployment.group
-        name = group[:-1] + deployment.model if group.endswith("*") else group
         known = self._admission.claims_of(caller, asked, budgets=False)
-        more = self._admission.claims_of(caller, name, budgets=False)
+        more = self._admission.claims_of(caller, deployment.called or deployment.group, budgets=False)
         if known is more:
             return own
         requests, tokens, slots = (

@@ -23,6 +23,7 @@ from sidecar.types import Deployment, SpendRecord, Usage, format_usd
 
 KEEP = 5000
 _MESSAGE_CHARS = 500
+_MOST_CALLERS = 100
 _USAGE = tuple(Usage().__dataclass_fields__)
 Record = tuple[Any, ...]
 Paused = Callable[[float], Mapping[str, Cooldown]]
@@ -87,8 +88,20 @@ class Records:
         return self.find(name)
 
     def find(self, name: str) -> list[Shown]:
-        """Those with this exchange id or this `x-request-id` of their client, the newest first."""
-        return [self._shown(record) for record in reversed(self._ring) if record[0] == name or record[1] == name]
+        """That with this exchange id, and of each caller its newest with this `x-request-id`; the newest first. A
+        client may give all its requests the same: to put thousands into words would hold the loop."""
+        found: list[Shown] = []
+        callers: set[Any] = set()
+        for record in reversed(self._ring):
+            if record[0] != name:
+                if record[1] != name:
+                    continue
+                caller = record[4][:4] if record[4] is not None else None
+                if caller in callers or len(callers) == _MOST_CALLERS:
+                    continue
+                callers.add(caller)
+            found.append(self._shown(record))
+        return found
 
     def _shown(self, record: Record) -> Shown:
         (
@@ -210,7 +223,7 @@ def _noted_candidate(d: Deployment) -> Record:
     return (d.deployment_id, d.group, d.provider, d.model, d.order, d.weight, d.tags)
 
 
-_DEPLOYMENT, _STARTED, _ENDED, _COST = 1, 4, 5, 8
+_DEPLOYMENT, _STARTED, _ENDED, _COST, _HAS_CONTENT, _ERROR = 1, 4, 5, 8, 14, -1
 
 
 def _noted_attempt(attempt: Attempt) -> Record:
@@ -287,6 +300,7 @@ def _shown_attempt(attempt: Record, began_at: float, before: Iterable[Record]) -
         "model": model,
         "waited_ms": 0 if is_beside else _ms(waited_s),
         "is_hedge": is_beside,
+        "is_continuation": not is_beside and any(one[_HAS_CONTENT] and one[_ERROR] is not None for one in before),
         "is_lost": is_lost,
         "first_byte_ms": None if first_byte_at is None else _ms(first_byte_at - started_at),
         "duration_ms": None if ended_at is None else _ms(ended_at - started_at),

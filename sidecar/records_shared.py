@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sidecar.records import Records, Shown
+from sidecar.tasks import end
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 CHANNEL = "{sidecar}:exchanges"
 _KEPT_S = 10
+_LISTEN_S = 5.0
+_MOST_AT_ONCE = 5
+"""Reads that end before their time: of a few there are, such as of the confirmation."""
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
@@ -44,9 +48,7 @@ class SharedRecords:
 
     async def aclose(self) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        await end([task])
         await self._client.aclose()
 
     async def find(self, name: str) -> Sequence[Shown]:
@@ -82,15 +84,25 @@ class SharedRecords:
                 async with self._client.pubsub() as listening:
                     await listening.subscribe(self._channel)
                     self._is_down = False
-                    while True:
-                        message = await listening.get_message(ignore_subscribe_messages=True, timeout=None)
-                        if message is not None:
-                            await self._answer(message["data"])
+                    await self._listen(listening)
             except (RedisError, OSError, TimeoutError):
                 if not self._is_down:
                     _log.warning("what other processes remember of exchanges cannot be asked: Redis does not answer")
                 self._is_down = True
                 await asyncio.sleep(1.0)
+
+    async def _listen(self, listening: Any) -> None:
+        """Until the connection fails. A connection the system gave up (ETIMEDOUT) is for the client library a read that
+        timed out: it says so at once, for ever, without giving the loop a turn."""
+        clock = asyncio.get_running_loop().time
+        at_once = 0
+        while at_once < _MOST_AT_ONCE:
+            began = clock()
+            message = await listening.get_message(ignore_subscribe_messages=True, timeout=_LISTEN_S)
+            if message is not None:
+                await self._answer(message["data"])
+            at_once = 0 if message is not None or clock() - began > _LISTEN_S / 2 else at_once + 1
+        raise OSError("the connection is gone")
 
     async def _answer(self, data: bytes) -> None:
         try:

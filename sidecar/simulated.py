@@ -74,6 +74,7 @@ async def serve(asgi_app: object, *, port: int = 0) -> AsyncIterator[str]:
         log_level="critical",
         lifespan="auto",
         ws="none",
+        timeout_keep_alive=75,  # longer than clients keep an idle connection: none is closed as it is used again
         timeout_graceful_shutdown=10,  # a client that neither reads nor leaves does not hold the program
     )
     server = uvicorn.Server(config)

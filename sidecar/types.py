@@ -149,7 +149,7 @@ def model_matches(patterns: tuple[str, ...], model: str, access_groups: frozense
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Whoever stands above a key and shares limits and budgets: `kind` is organization, team, member (a user in a team;
-    its id is `team/user`), user, end_user or tag. Every principal of a caller has to admit a request."""
+    its id is `identity.row.member_id`'s), user, end_user or tag. Every principal of a caller has to admit a request."""
 
     kind: str
     principal_id: str
@@ -253,6 +253,8 @@ class Deployment:
     """What the provider's path, signature or token needs besides a key: region, project, api_version …"""
     credentials: Mapping[str, Secret] = field(default_factory=dict)
     """Where one key is not enough: aws_secret_access_key, client_secret …"""
+    called: str = ""
+    """By which name clients call it, if its group is a wildcard's."""
 
 
 Outcome = Literal["ok", "refused", "provider_error", "incomplete", "client_left", "gateway_error"]
@@ -294,6 +296,8 @@ class SpendRecord:
     budget_keys: tuple[str, ...] = ()
     """The budget windows this cost was settled on, so counters can be re-derived from the ledger."""
     tags: tuple[str, ...] = ()
+    began_at: float = 0.0
+    """When the attempt itself began, for sinks; 0 in rows read back, since the ledger has the exchange's `at` only."""
 
 
 def usd_to_nano(usd: Decimal) -> int:

@@ -72,7 +72,7 @@ async def call(
     scope: dict[str, Any] | None = None,
     pieces: int = 1,
     leave_after: int | None = None,
-    timeout_s: float = 10.0,
+    timeout_s: float = 60.0,
     **scope_args: Any,
 ) -> Answer:
     """One request. `pieces` splits the body; `leave_after=n` disconnects once n messages were sent (0: right after the

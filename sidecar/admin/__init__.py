@@ -3,6 +3,7 @@ Starlette routes. `table.py` lists the endpoints."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -78,9 +79,15 @@ def admin_table(
         )
     )
 
+    described: dict[str, Any] = {}
+
     async def openapi(call: Call, query: Nothing) -> Mapping[str, Any]:
+        if not described:  # a fifth of what a start costs, and most processes are never asked
+            for endpoint in table:
+                endpoint.model.model_rebuild()  # here, a few milliseconds each: two threads must not do so at once
+                await asyncio.sleep(0)
+            described.update(await asyncio.to_thread(document, table))
         return described | {"servers": [{"url": call.root_path or "/"}]}
 
     table.append(Endpoint("GET", "/openapi.json", Nothing, openapi, "This document.", READ | {ANY_KEY}))
-    described = document(table)
     return table

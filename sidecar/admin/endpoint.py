@@ -86,7 +86,9 @@ def routes_of(table: Iterable[Endpoint], callers: CallerLookup, principals: Prin
     for endpoint in table:
         paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint
     return [
-        Route(path, AdminPath(paths[path], callers, principals)) for path in sorted(paths, key=lambda p: ("{" in p, p))
+        # A request id is whatever its client made up, slashes too.
+        Route(path.replace("{request_id}", "{request_id:path}"), AdminPath(paths[path], callers, principals))
+        for path in sorted(paths, key=lambda p: ("{" in p, p))
     ]
 
 

@@ -143,13 +143,13 @@ Instant = Annotated[float, BeforeValidator(_instant), WithJsonSchema(_INSTANT)]
 class Strict(BaseModel):
     """A JSON body: no other field, no conversion."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, defer_build=True)
 
 
 class Query(BaseModel):
     """A query string: text is read as what the field is."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
 class Paged(Query):

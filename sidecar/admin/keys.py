@@ -37,7 +37,7 @@ from sidecar.admin.requests import (
     given,
 )
 from sidecar.admin.writes import Writes
-from sidecar.errors import BadRequestError, ConflictError, NotFoundError
+from sidecar.errors import AuthenticationError, BadRequestError, ConflictError, NotFoundError
 from sidecar.identity.keys import Keys
 from sidecar.identity.row import KeyRow, ModelLimit, member_id
 from sidecar.identity.tokens import hash_key, mask_key, new_key
@@ -83,7 +83,13 @@ class KeyAdmin:
             **changes | {"key_hash": hash_key(token), "key_name": mask_key(token), "created_at": now, "updated_at": now}
         )
         check_whole(row)
-        await self._tree.keys.create(row, by=call.actor, check=self._checker(call.reach, frozenset(named)))
+        check = self._checker(call.reach, frozenset(named))
+
+        async def check_new(connection: AsyncConnection, row: KeyRow) -> None:
+            await self._refuse_gone(connection, call.reach)
+            await check(connection, row)
+
+        await self._tree.keys.create(row, by=call.actor, check=check_new)
         self._keys.forget(row.key_hash)
         # The key exists; without this answer nobody would ever learn it, so a store that fails is passed over.
         await self._writes.seed_key(row, strict=False)
@@ -132,16 +138,28 @@ class KeyAdmin:
                 raise denied(field, "the key you call with has less")
             if "duration" in named:
                 _refuse_outliving(reach, row)
-            if "team_id" in named and row.team_id is not None and not reach.administers(row.team_id):
-                member = member_id(row.team_id, reach.user_id or "")
-                if await self._tree.principals.one(connection, "member", member) is None:
-                    raise NotFoundError("'team_id' names no team.", param="team_id", code="team_not_found")
+            if "team_id" in named and row.team_id is not None:
+                await self._refuse_team(connection, reach, row.team_id)
             for above, shared in await self._tree.above(connection, row):
                 field = exceeds(row, named, above.principal(shared))
                 if field is not None:
                     raise denied(field, f"the {above.kind} above has less")
 
         return check
+
+    async def _refuse_gone(self, connection: AsyncConnection, reach: Reach) -> None:
+        """A key made by one that was deleted a moment ago would be left when all below a team or user is gone."""
+        if _is_virtual(reach) and not await self._tree.is_there(connection, reach.identity.key_hash):
+            raise AuthenticationError("The gateway refused the API key: it was deleted a moment ago.")
+
+    async def _refuse_team(self, connection: AsyncConnection, reach: Reach, team_id: str) -> None:
+        """For a team the caller is not in and does not lead (any more)."""
+        team = await self._tree.principals.one(connection, "team", team_id)
+        if team is not None and reach.leads(team.organization_id):
+            return
+        user_id = reach.identity.user_id if reach.administers(team_id) else reach.user_id
+        if await self._tree.principals.one(connection, "member", member_id(team_id, user_id or "")) is None:
+            raise NotFoundError("'team_id' names no team.", param="team_id", code="team_not_found")
 
     async def update(self, call: Call, body: UpdateKey) -> Mapping[str, Any]:
         now, reach = self._writes.now(), call.reach
@@ -195,7 +213,7 @@ class KeyAdmin:
             told = await self._revoke([key_hash, *(row.key_hash for row in rows)])
         if not rows:
             raise _unknown()
-        await self._writes.seed_key(rows[0])
+        await self._writes.seed_key(rows[0], named=named)
         return {**described(rows[0], await self._spent_by(rows[0])), "is_effective_everywhere": told}
 
     async def delete(self, call: Call, body: DeleteKeys) -> Mapping[str, Any]:
@@ -240,6 +258,9 @@ class KeyAdmin:
                 _refuse_wider(reach, row)
             return after, None if body.grace_period is None else changes
 
+        # Read first: once the old key is gone, nothing that fails may keep the new one from the caller.
+        known = await self._tree.keys.get(body.key)
+        spent = await self._spent_by(known) if known is not None else 0
         told = False
         done: tuple[KeyRow, KeyRow] | None = None
         try:
@@ -252,7 +273,7 @@ class KeyAdmin:
         self._keys.forget(after.key_hash)
         return {
             "key": token,
-            **described(after, await self._spent_by(after)),
+            **described(after, spent),
             "previous_token": before.key_hash,
             "is_effective_everywhere": told,
         }

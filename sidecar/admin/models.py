@@ -119,20 +119,23 @@ class ModelAdmin:
         model_id = body.model_id or info.id
         if model_id is None:
             raise BadRequestError("'model_id' is missing.", param="model_id", code="missing_field")
-        before = await self._known(model_id)
         changes = _given(body.deployment, body.litellm_params) or {}
-        old = {name: getattr(before.settings, name) for name in before.settings.model_fields_set}
-        given = {name: value for name, value in {**_plain(old), **changes}.items() if value is not None}
-        name = body.model_name or before.model_name
         groups = body.access_groups if body.access_groups is not None else info.access_groups
-        after = replace(
-            before,
-            model_name=name,
-            settings=checked(name, given),
-            access_groups=before.access_groups if groups is None else tuple(groups),
-            updated_at=self._clock(),
-        )
-        if not await self._table.update(before, after, by=call.actor):
+
+        def change(before: StoredModel) -> StoredModel:
+            old = {name: getattr(before.settings, name) for name in before.settings.model_fields_set}
+            given = {name: value for name, value in {**_plain(old), **changes}.items() if value is not None}
+            name = body.model_name or before.model_name
+            return replace(
+                before,
+                model_name=name,
+                settings=checked(name, given),
+                access_groups=before.access_groups if groups is None else tuple(groups),
+                updated_at=self._clock(),
+            )
+
+        after = await self._table.update(model_id, change, by=call.actor)
+        if after is None:
             raise _unknown()
         await self._live.reload()
         return described(after)

@@ -135,7 +135,7 @@ class SubjectAdmin:
             if isinstance(sharer, PrincipalRow):
                 await self._writes.seed_principal(sharer)
             else:
-                await self._writes.seed_key(sharer, strict=False)
+                await self._writes.seed_key(sharer, strict=False, named=named)
 
     def _refuse_change(self, reach: Reach, row: PrincipalRow, named: frozenset[str]) -> None:
         """Raises for a row this caller may not change, or not so. Administrators only come here unless a table line

@@ -29,6 +29,7 @@ from sidecar.asgi import (
 )
 from sidecar.errors import BadRequestError, RefusedError
 from sidecar.explanation import Explainer
+from sidecar.gateway import OwnRoute
 from sidecar.middleware.auth import AccessGroups, AuthMiddleware, CallerLookup, KeyLookup
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.translate.usage import NOT_JSON
@@ -100,7 +101,7 @@ def transform_route(
             access_groups=access_groups,
             applies=lambda scope: True,  # the route has chosen; nothing may pass unjudged
         )
-    return Route(PATH, Unwrapped(app), methods=["POST"])
+    return OwnRoute(PATH, Unwrapped(app), methods=["POST"])
 
 
 class Unwrapped:

@@ -11,16 +11,21 @@ from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from sidecar.admin.policy import MONEY_FIELDS
 from sidecar.errors import NotFoundError, UnavailableError
 from sidecar.identity.row import KeyRow, Policy, PrincipalRow
 from sidecar.identity.tree import Tree
 from sidecar.types import Identity
+
+_GIVES_BUDGET = MONEY_FIELDS | {"budget_id"}
 
 
 class Seeder(Protocol):
     """What this API needs of `limits.admission.Admission`."""
 
     async def seed_identity(self, identity: Identity) -> None: ...
+
+    async def catch_up(self, identity: Identity) -> None: ...
 
 
 class Writes:
@@ -56,19 +61,28 @@ class Writes:
         if "budget_id" in named and row.budget_id is not None and await self._tree.shared(connection, row) is None:
             raise NotFoundError("'budget_id' names no budget.", param="budget_id", code="budget_not_found")
 
-    async def seed_key(self, row: KeyRow, *, strict: bool = True) -> None:
-        shared = await self._tree.budgets(row) if row.budget_id is not None else None
-        await self._seed(row.identity((), shared), strict)
+    async def seed_key(self, row: KeyRow, *, strict: bool = True, named: Collection[str] = ()) -> None:
+        """`named`: the request's fields."""
+        await self._seed(
+            row, lambda shared: row.identity((), shared), strict, is_given=not _GIVES_BUDGET.isdisjoint(named)
+        )
 
     async def seed_principal(self, row: PrincipalRow) -> None:
-        shared = await self._tree.budgets(row) if row.budget_id is not None else None
-        await self._seed(Identity(key_hash="", principals=(row.principal(shared),)), strict=False)
+        def identity(shared: PrincipalRow | None) -> Identity:
+            return Identity(key_hash="", principals=(row.principal(shared),))
 
-    async def _seed(self, identity: Identity, strict: bool) -> None:
-        if self._admission is None or not identity.has_budget:
-            return
+        await self._seed(row, identity, strict=False, is_given=True)
+
+    async def _seed(
+        self, row: Policy, of: Callable[[PrincipalRow | None], Identity], strict: bool, *, is_given: bool
+    ) -> None:
         try:
+            identity = of(await self._tree.budgets(row) if row.budget_id is not None else None)
+            if self._admission is None or not identity.has_budget:
+                return
             await self._admission.seed_identity(identity)
+            if is_given:
+                await self._admission.catch_up(identity)
         except UnavailableError:
             if strict:
                 raise

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 import typer
 
+from sidecar.cli.printable import printable
+
 DEFAULT_URL = "http://127.0.0.1:4000"
 UrlOption = Annotated[str, typer.Option("--url", envvar="SIDECAR_URL", help="where the gateway runs")]
 KeyOption = Annotated[
@@ -45,7 +47,9 @@ class Api:
 
         try:
             # A proxy of the environment is for places elsewhere: it must not see a local gateway's master key.
-            with httpx2.Client(timeout=30, trust_env=not _is_here(self.url)) as client:
+            is_here = _is_here(self.url)
+            verify = not is_here or self.url.startswith("https:")  # else the list of authorities is read for nothing
+            with httpx2.Client(timeout=30, trust_env=not is_here, verify=verify) as client:
                 answer = client.request(
                     method,
                     self.url + path,
@@ -153,7 +157,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*columns, box=None)
     for row in rows:
         # Text, so that a name such as `[red]` is only a name; and no control characters of anybody's.
-        table.add_row(*(Text("".join(c for c in cell if c.isprintable())) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     # Not a terminal (a pipe): one line a row.
     Console(width=None if sys.stdout.isatty() else 300).print(table)
 

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from sidecar.cli.api import Api, print_json
+from sidecar.cli.printable import printable
 
 
 def show_exchange(request_id: str, url: str, master_key: str | None, *, as_json: bool) -> None:
@@ -57,7 +58,7 @@ def text(shown: Mapping[str, Any]) -> str:
         lines.append(f"held: ${shown['money']['held_usd']}")
     if shown["missing"]:
         lines.append(f"from the ledger; not known any more: {', '.join(shown['missing'])}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 _WHO = ("key", "user_id", "team_id", "organization_id", "end_user_id")
@@ -85,6 +86,8 @@ def _attempt(attempt: Mapping[str, Any]) -> list[str]:
     parts = [f"attempt {attempt['number']}: {attempt['deployment']} ({attempt['provider']} {attempt['model']})"]
     if attempt.get("is_hedge"):
         parts.append("beside the one before")
+    elif attempt.get("is_continuation"):
+        parts.append("went on with the answer that broke" if attempt.get("content_started") else "was to go on with it")
     elif attempt.get("waited_ms"):
         parts.append(f"after {attempt['waited_ms']} ms")
     error = attempt.get("error")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from sidecar.cli.printable import printable
 
 if TYPE_CHECKING:
     from sidecar.config import Config
@@ -31,6 +34,7 @@ spend = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What was 
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="sidecar.yaml (else SIDECAR_CONFIG)")]
 T = TypeVar("T")
+_NUMBER = re.compile(r"-[0-9]+(\.[0-9]+)?")
 
 
 @spend.command("report")
@@ -46,11 +50,14 @@ def report_command(
     config: ConfigOption = None,
 ) -> None:  # fmt: skip
     """What was spent, by whom and on what."""
+    from sidecar.cli import fail
     from sidecar.spend import reports
 
     today = datetime.now(UTC).date()
     end = _day(last, "--to") or today
     begin = _day(first, "--from") or end - timedelta(days=29)
+    if begin > end:
+        fail(f"--from: {begin} is after {end}", 2)
     conditions = dict(_pair(text) for text in where or [])
     names = [name.strip() for name in by.split(",") if name.strip()]
 
@@ -74,7 +81,7 @@ def report_command(
     elif as_csv:
         writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else [*names, *_described(found.total)])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     else:
         _print_report(found, rows)
 
@@ -118,10 +125,11 @@ def verify_command(
         typer.echo(
             f"daily total differs: {day} {total.dimension} {total.name!r} {total.provider}/{total.model}: {what}"
         )
-    for counter in counters:
+    for difference in counters:
+        counter = difference.counter
         typer.echo(
-            f"counter differs: {counter.counter.key}: the ledger has {_usd(counter.ledger_nano)}, the counter"
-            f" {_usd(counter.counter.nano)} ({_usd(counter.counter.held_nano)} of it held): {_usd(counter.nano)} apart"
+            f"counter differs: {printable(counter.key)}: the ledger has {_usd(difference.ledger_nano)}, the counter"
+            f" {_usd(counter.nano)} ({_usd(counter.held_nano)} of it held): {_usd(difference.nano)} apart"
         )
     if redis_url is None:
         typer.echo("note: no Redis: each gateway counts in its memory, from what the daily totals said at its start")
@@ -133,6 +141,9 @@ def verify_command(
 @spend.command("reconcile")
 def reconcile_command(
     invoice: Annotated[Path, typer.Option(help="a CSV export of OpenAI's or Anthropic's console (costs or usage)")],
+    where: Annotated[
+        list[str] | None, typer.Option(help="only these rows, such as group=gpt: what this account serves")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     config: ConfigOption = None,
 ) -> None:
@@ -146,8 +157,10 @@ def reconcile_command(
     except (OSError, UnicodeDecodeError, BadRequestError) as error:
         fail(f"{invoice}: {getattr(error, 'strerror', None) or error}", 2)
 
+    conditions = dict(_pair(text) for text in where or [])
+
     async def ask(ledger: Ledger) -> list[Delta]:
-        return await reconcile.reconcile(ledger, read)
+        return await reconcile.reconcile(ledger, read, conditions)
 
     deltas = _with_ledger(config, ask)
     if as_json:
@@ -343,6 +356,14 @@ def _rows(found: Report, aliases: dict[str, str]) -> Iterable[dict[str, Any]]:
         yield names | _described(line.sums)
 
 
+def _no_formula(value: Any) -> Any:
+    """Clients choose names, and a spreadsheet runs what begins like a formula: a quote before it makes it text. What is
+    a number stays one. https://owasp.org/www-community/attacks/CSV_Injection"""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return value
+    return value if _NUMBER.fullmatch(value) else f"'{value}"
+
+
 def _print_report(found: Report, rows: Sequence[dict[str, Any]]) -> None:
     shown = [{**row, "key": row["key_alias"] or row["key"][:12]} if "key" in row else row for row in rows]
     columns = [*found.by, "usd", "attempts", "failed", "input_tokens", "output_tokens"]
@@ -387,7 +408,7 @@ def _described_delta(delta: Delta) -> dict[str, Any]:
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[dict[str, Any]], *, left: int) -> None:
-    cells = [list(columns), *([str(row.get(name, "")) for name in columns] for row in rows)]
+    cells = [list(columns), *([printable(str(row.get(name, ""))) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         parts = [

@@ -15,7 +15,7 @@ def status(url: UrlOption = DEFAULT_URL, master_key: KeyOption = None, as_json: 
         print_json(found)
         return
     process, leader = api.member(found, "process"), found.get("leader")
-    database, store = api.member(found, "database"), api.member(found, "store")
+    database, store, journal = (api.member(found, name) for name in ("database", "store", "journal"))
     fields = {
         "version": found.get("version"),
         "process": f"{process['host']}:{process['pid']}, since {_short(process['started_at'])}",
@@ -23,6 +23,7 @@ def status(url: UrlOption = DEFAULT_URL, master_key: KeyOption = None, as_json: 
         "database": f"{database['kind']}, {database['state']}",
         "limits": f"{store['kind']}, {store['state']}",
         "rows waiting": "yes" if database["failed_shippings"] else None,
+        "journal": f"{journal['state']}, {journal['refused']} rows refused",
     }
     fields |= {f"sink {sink['sink']}": f"{sink['dropped']} dropped" for sink in found.get("sinks", [])}
     print_fields(fields)

@@ -12,6 +12,7 @@ from sidecar.config.check import PLACE_KEYS
 from sidecar.config.environment import provider_keys
 from sidecar.config.models import Config, DeploymentSettings, HedgeSettings
 from sidecar.config.read import ConfigError, Fault
+from sidecar.continuation import Continuations
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.health import Health
 from sidecar.routing.hedging import Hedges, Hedging
@@ -85,6 +86,13 @@ def build_router(config: Config) -> Router:
             {model.name: _hedging(model.hedge) for model in config.models if model.hedge is not None},
         ),
     )
+
+
+def build_continuations(config: Config) -> Continuations | None:
+    """`None`: no group goes on with broken answers."""
+    by_group = {model.name: model.continuation for model in config.models if model.continuation is not None}
+    default = config.routing.continuation
+    return Continuations(default, by_group) if default or any(by_group.values()) else None
 
 
 def build_room(config: Config) -> WaitingRoom | None:
@@ -192,6 +200,18 @@ def ensure_master_key(config: Config, data_dir: Path | None = None) -> tuple[Sec
     if len(key) < 16:
         raise ConfigError([Fault(0, 0, str(path), "holds no master key; delete the file, and start again")])
     return Secret(key), path if made else None
+
+
+def ensure_secret(config: Config) -> Secret:
+    """The master key; without authentication a secret of the data folder (`secret`), made when it is first needed."""
+    if config.auth != "none":
+        return ensure_master_key(config)[0]
+    path = master_key_file(config).with_name("secret")
+    try:
+        _make_once(path)
+        return Secret(path.read_text("ascii").strip())
+    except (OSError, ValueError):
+        raise ConfigError([Fault(0, 0, str(path), "cannot be made or read; make the folder writable")]) from None
 
 
 def _make_once(path: Path) -> bool:

@@ -164,7 +164,7 @@ def _spend(parts: Parts) -> Iterator[CrossFault]:
             yield where, "needs the path of a file, as in jsonl:///var/log/spend.jsonl"
         elif scheme not in ("jsonl", "log") and not parts_of_url.hostname:
             yield where, "needs a host, as in https://hooks.example.com/spend"
-        elif scheme in ("http", "otlp+http") and not is_local(parts_of_url.hostname or ""):
+        elif scheme.endswith("http") and not is_local(parts_of_url.hostname or ""):
             yield where, "plain http would show the records to the network; use https"
         if sink.secret is not None and scheme not in ("http", "https"):
             yield ("spend", "sinks", i, "secret"), "signs the batches of a webhook; remove it, or give an https: URL"
@@ -325,4 +325,7 @@ def notes(config: Config) -> list[str]:
     )
     if limited and config.server.workers > 1 and config.store.redis_url is None:
         found.append("limits of deployments hold per worker without store.redis_url")
+    continues = config.routing.continuation or any(model.continuation for model in config.models)
+    if continues and config.routing.retries == 0:
+        found.append("routing.retries is 0: no attempt is left that could go on with a broken answer (continuation)")
     return found

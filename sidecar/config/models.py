@@ -157,6 +157,7 @@ class ModelSettings(Strict):
     strategy: StrategyName | None = None
     affinity: bool | None = None
     hedge: HedgeField | None = None
+    continuation: bool | None = None
     deployments: list[DeploymentSettings] = Field(min_length=1)
 
 
@@ -175,6 +176,7 @@ class RoutingSettings(Strict):
     strategy: StrategyName = "weighted"
     affinity: bool = False
     hedge: HedgeSettings | None = None
+    continuation: bool = False
     retries: Int = Field(default=2, ge=0, le=10)
     retry_on: RetrySettings = RetrySettings()
     deadline_s: Seconds = 600.0
@@ -204,6 +206,7 @@ class BudgetSettings(Strict):
     duration: Duration | None = None
     unpriced: Literal["refuse", "flag"] = "refuse"
     no_max_tokens: Literal["cap", "refuse"] = "cap"
+    vendor_tools: Literal["allow", "refuse"] = "allow"
     default_output_tokens: Tokens = 4096
 
 

@@ -23,8 +23,10 @@ from sidecar.db.schema import models
 from sidecar.db.vault import Vault, VaultError
 from sidecar.errors import BadRequestError, ConflictError, UnavailableError
 from sidecar.identity.changes import Event
+from sidecar.identity.deadline import Deadline
 from sidecar.identity.table import Store
 from sidecar.routing.catalog import Catalog
+from sidecar.tasks import end
 from sidecar.types import Deployment, Secret
 
 SECRET_FIELDS = (
@@ -94,15 +96,23 @@ class ModelTable:
             await connection.execute(sa.insert(models).values(self._columns(model)))
             await self._store.note(connection, Event(by, "create", "model", model.model_id, None, _audited(model)))
 
-    async def update(self, before: StoredModel, after: StoredModel, *, by: str) -> bool:
-        """False if it is gone meanwhile."""
+    async def update(
+        self, model_id: str, change: Callable[[StoredModel], StoredModel], *, by: str
+    ) -> StoredModel | None:
+        """From the row as it is, so that of two changes made at once neither takes the other back. `None` if there is
+        no such row."""
         async with self._store.write() as connection:
-            query = sa.update(models).where(models.c.model_id == after.model_id).values(self._columns(after))
-            if (await connection.execute(query)).rowcount != 1:
-                return False
-            event = Event(by, "update", "model", after.model_id, _audited(before), _audited(after))
+            row = (await connection.execute(sa.select(models).where(models.c.model_id == model_id))).mappings().first()
+            before = None if row is None else self._opened(row)
+            if before is None:
+                return None
+            after = change(before)
+            await connection.execute(
+                sa.update(models).where(models.c.model_id == model_id).values(self._columns(after))
+            )
+            event = Event(by, "update", "model", model_id, _audited(before), _audited(after))
             await self._store.note(connection, event)
-        return True
+        return after
 
     async def delete(self, model: StoredModel, *, by: str) -> bool:
         async with self._store.write() as connection:
@@ -161,18 +171,38 @@ class LiveCatalog:
     """Keeps `catalog` the file's deployments and the stored ones together. A `feed.Follower`."""
 
     def __init__(
-        self, catalog: Catalog, table: ModelTable, build: Callable[[Iterable[Deployment]], Catalog], resolve_price: Any
+        self,
+        catalog: Catalog,
+        table: ModelTable,
+        build: Callable[[Iterable[Deployment]], Catalog],
+        resolve_price: Any,
+        *,
+        deadline_s: float = 10.0,
     ) -> None:
         self._catalog = catalog
         self._table = table
         self._build = build
         self._resolve_price = resolve_price
+        self._deadline = Deadline(deadline_s)
         self._task: asyncio.Task[None] | None = None
         self._is_stale = False
+        self._asked = self._adopted = 0
 
     async def reload(self) -> None:
-        """Raises `UnavailableError`; then the catalog stays as it is."""
-        stored = await self._table.all()
+        """Raises `UnavailableError`; then the catalog stays as it is. An answer that comes after one that was asked for
+        later is too old."""
+        self._asked = number = self._asked + 1
+        try:
+            stored = await self._deadline.run(self._table.all())
+        except TimeoutError as error:
+            raise UnavailableError(
+                "The gateway's database does not answer. Try again shortly.",
+                code="key_store_unavailable",
+                retry_after_s=1.0,
+            ) from error
+        if number < self._adopted:
+            return
+        self._adopted = number
         self._catalog.adopt(self._build(self._deployments(stored)))
 
     def _deployments(self, stored: Sequence[StoredModel]) -> list[Deployment]:
@@ -211,9 +241,7 @@ class LiveCatalog:
             self._task = None
 
     async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await end([self._task])
 
 
 def _audited(model: StoredModel) -> dict[str, Any]:

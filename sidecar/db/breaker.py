@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sidecar.errors import UnavailableError
+from sidecar.tasks import stood_still
 
-SLOW_S = 1.5
-"""A lookup by primary key that takes longer is taken for one that stays unanswered; below the deadlines around it."""
 PAUSE_S = 1.0
 
 
@@ -44,13 +43,14 @@ class Breaker:
     @contextmanager
     def watch(self, slow_s: float | None = None) -> Iterator[None]:
         """Around one use of the database. Raises `KnownDownError` instead while it is open, but for one caller per
-        pause. `slow_s`: a use that lasts longer opens it while it still waits."""
+        pause. `slow_s`: a use that lasts longer opens it while it still waits; time this process itself stood still
+        does not count."""
         if self._until is not None:
             now = self._clock()
             if now < self._until:
                 raise KnownDownError
             self._until = now + self._pause_s
-        timer = asyncio.get_running_loop().call_later(slow_s, self.fail) if slow_s is not None else None
+        timer = _Timer(slow_s, self.fail) if slow_s is not None else None
         try:
             yield
         except (OSError, TimeoutError):
@@ -67,6 +67,30 @@ class Breaker:
         finally:
             if timer is not None:
                 timer.cancel()
+
+
+class _Timer:
+    """Calls back after `seconds` of a loop that turns; a loop that comes much too late was stopped, and waits anew."""
+
+    __slots__ = ("_call", "_handle", "_loop", "_seconds")
+
+    def __init__(self, seconds: float, call: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._arm()
+
+    def _arm(self) -> None:
+        self._handle = self._loop.call_later(self._seconds, self._ring, self._loop.time() + self._seconds)
+
+    def _ring(self, due: float) -> None:
+        if stood_still(due, self._seconds):
+            self._arm()
+        else:
+            self._call()
+
+    def cancel(self) -> None:
+        self._handle.cancel()
 
 
 def _is_lost(error: Exception) -> bool:

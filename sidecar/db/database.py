@@ -7,9 +7,12 @@ SQLAlchemy is imported when the engine is first used, Alembic only if the schema
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,11 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 BUSY_TIMEOUT_S = 10.0
+LENT_S = 2.0
+LOCK_S = 2.0
 _ADVISORY_LOCK = 0x51DECA5
+_MIGRATING = threading.Lock()
+_log = logging.getLogger(__name__)
 
 
 class Database:
@@ -68,7 +75,7 @@ class Database:
             return await _version(connection) == HEAD
 
     async def migrate(self, *, in_child: bool = False) -> None:
-        """Bring the schema up to date; any number of processes may do so at once. Also makes the ledger's next
+        """Bring the schema up to date; any number of processes may do so at once. Also makes the next
         partitions. `in_child=True` runs Alembic in a process of its own. Raises `UnavailableError` if that fails."""
         if not await self.schema_is_current():
             if in_child:
@@ -80,17 +87,32 @@ class Database:
         await self.make_partitions()
 
     async def make_partitions(self) -> None:
-        """The ledger's partitions of this month and the next ones, where the database has partitions."""
+        """The partitions of this month and day and of the next ones, where the database has partitions. Those that
+        somebody's long reading is in the way of are made later: until then their rows are in the default one."""
         if self.dialect != "postgresql":
             return
+        from sqlalchemy.exc import DBAPIError
+
         from sidecar.db.partitions import make_partitions, missing_partitions
 
         now = self._clock()
-        async with self.engine.begin() as connection:
-            if not await missing_partitions(connection, now):
-                return
-            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-            await make_partitions(connection, now)
+        try:
+            async with self.engine.begin() as connection:
+                if not await missing_partitions(connection, now):
+                    return
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+                # Whoever reads after us waits behind us.
+                await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_S:g}s'")
+                await make_partitions(connection, now)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != "55P03":  # lock_not_available
+                raise
+            _log.warning("the next partitions are made later: somebody reads the tables for too long")
+
+    @property
+    def lookup_s(self) -> float:
+        """How long a lookup by key may last. A server that takes longer is given up; a file is only busy."""
+        return 2.0 if self.dialect == "postgresql" else BUSY_TIMEOUT_S
 
     @property
     def has_sessions(self) -> bool:
@@ -109,9 +131,18 @@ class Database:
         return self._clock()
 
     async def aclose(self) -> None:
+        """Whoever was cancelled a moment ago still gives its connection back; later ones nobody would close."""
         engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.dispose()
+        if engine is None:
+            return
+        lent: Callable[[], int] = getattr(engine.pool, "checkedout", int)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LENT_S
+        while lent() and loop.time() < until:  # noqa: ASYNC110 - the pool tells nobody
+            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):  # a server that stands still: the driver waits for its goodbye
+            async with asyncio.timeout(LENT_S if self.dialect == "postgresql" else None):
+                await engine.dispose()
 
     async def _migrate_in_child(self) -> None:
         child = await asyncio.create_subprocess_exec(
@@ -128,7 +159,8 @@ class Database:
             await _set_wal(connection)
             await connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
-                await connection.run_sync(_upgrade)
+                async with _alone():
+                    await connection.run_sync(_upgrade)
             except BaseException:
                 await connection.exec_driver_sql("ROLLBACK")
                 raise
@@ -137,7 +169,8 @@ class Database:
     async def _migrate_postgresql(self) -> None:
         async with self.engine.begin() as connection:
             await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-            await connection.run_sync(_upgrade)
+            async with _alone():
+                await connection.run_sync(_upgrade)
 
     def _make_engine(self) -> AsyncEngine:
         import sqlalchemy as sa
@@ -159,6 +192,7 @@ class Database:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine.sync_engine, "invalidate", _roll_back_sqlite)
         return engine
 
 
@@ -182,6 +216,17 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous = FULL")  # a shipped journal segment is deleted: the commit has to be on disk
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _roll_back_sqlite(connection: Any, _record: Any, _error: Any) -> None:
+    """Of a call that was cancelled amid a transaction. A connection that is closed keeps its locks as long as one of
+    its cursors lives, in the traceback for instance: https://sqlite.org/c3ref/close.html"""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # nobody was cancelled: the garbage collector closes
+        return
+    rolling_back = loop.create_task(connection.driver_connection.rollback())  # the closing is queued behind it
+    rolling_back.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 async def _set_wal(connection: AsyncConnection) -> None:
@@ -208,6 +253,17 @@ async def _version(connection: AsyncConnection) -> str | None:
         return None
     found = (await connection.exec_driver_sql("SELECT version_num FROM alembic_version")).scalar()
     return None if found is None else str(found)
+
+
+@contextlib.asynccontextmanager
+async def _alone() -> AsyncIterator[None]:
+    """Alembic keeps what it works on in globals of the process: one migration at a time, over all loops and threads."""
+    while not _MIGRATING.acquire(blocking=False):  # noqa: ASYNC110 - it is shared with other loops
+        await asyncio.sleep(0.01)
+    try:
+        yield
+    finally:
+        _MIGRATING.release()
 
 
 def _upgrade(connection: Any) -> None:

@@ -16,6 +16,17 @@ _FOR_LIBPQ_ONLY = frozenset(
 )  # fmt: skip
 """Taken by libpq, not known to asyncpg, which would send them to the server as settings."""
 
+_SESSION = "; ".join(
+    f"SELECT set_config('{name}', '{value}', false) WHERE current_setting('{name}') = '{default}'"
+    for name, default, value in (
+        ("idle_in_transaction_session_timeout", "0", "60s"),
+        ("tcp_keepalives_idle", "7200", "60"),  # Linux' own
+        ("tcp_keepalives_interval", "75", "10"),
+        ("tcp_keepalives_count", "9", "6"),
+    )
+)
+"""Whoever is gone without a word – its node, its network – keeps locks for a minute and its session for two, instead of
+hours. What the operator set stays. https://www.postgresql.org/docs/current/runtime-config-client.html"""
 RETRY_S = 0.05
 _STATEMENT_CACHES = frozenset({"statement_cache_size", "prepared_statement_cache_size"})
 
@@ -48,9 +59,17 @@ def connect_arguments(url: str, *, timeout_s: float) -> dict[str, Any]:
         async with asyncio.timeout(timeout_s):
             while True:
                 try:
-                    return await asyncpg.connect(dsn, **options)
+                    connection = await asyncpg.connect(dsn, **options)
+                    break
                 except (asyncpg.TooManyConnectionsError, asyncpg.CannotConnectNowError):
                     await asyncio.sleep(RETRY_S)
+            if not is_bouncer:
+                try:
+                    await connection.execute(_SESSION)
+                except BaseException:
+                    connection.terminate()
+                    raise
+            return connection
 
     arguments: dict[str, Any] = {"async_creator_fn": connect}
     if is_bouncer:

@@ -139,7 +139,8 @@ TOKEN_CLASSES = (
 )
 """The fields of `types.Usage`; the column of each is `<class>_tokens`."""
 
-# Bytewise order, so that the time order of UUIDv7 text holds on every server and partition bounds mean what they say.
+# Bytewise order, so that the time order of UUIDv7 text holds on every server and partition bounds mean what they say;
+# indexes in the order of a language cost a flusher much, too.
 ordered_text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
@@ -155,7 +156,7 @@ spend = sa.Table(
     sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("at", sa.BigInteger, nullable=False),
-    sa.Column("key_hash", sa.Text, nullable=False),
+    sa.Column("key_hash", ordered_text, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("outcome", sa.Text, nullable=False),
     sa.Column("cost_nano", sa.BigInteger, nullable=False),
@@ -164,11 +165,11 @@ spend = sa.Table(
     sa.Column("provider", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("key_alias", sa.Text),
-    sa.Column("user_id", sa.Text),
-    sa.Column("team_id", sa.Text),
+    sa.Column("user_id", ordered_text),
+    sa.Column("team_id", ordered_text),
     sa.Column("organization_id", sa.Text),
-    sa.Column("end_user_id", sa.Text),
-    sa.Column("request_id", sa.Text),
+    sa.Column("end_user_id", ordered_text),
+    sa.Column("request_id", ordered_text),
     *(sa.Column(f"{name}_tokens", sa.BigInteger) for name in TOKEN_CLASSES),
     sa.Column("http_status", sa.Integer, nullable=False),
     sa.Column("is_stream", sa.Boolean, nullable=False),
@@ -193,7 +194,7 @@ TOTALS = (
     "unpriced",
     *(f"{name}_tokens" for name in TOKEN_CLASSES),
 )
-"""What `spend_daily` adds up. `attempts`, `failed` and `unpriced` count rows that are no corrections."""
+"""What totals add up. `attempts`, `failed` and `unpriced` count rows that are no corrections."""
 
 spend_daily = sa.Table(
     "spend_daily",
@@ -207,6 +208,16 @@ spend_daily = sa.Table(
 )
 """Rows of `spend` added up by UTC day, for each dimension of `spend.rollups` and each model; kept when rows go."""
 
+spend_daily_whole = sa.Table(
+    "spend_daily_whole",
+    metadata,
+    sa.Column("dimension", ordered_text, primary_key=True),
+    sa.Column("day_at", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("name", ordered_text, primary_key=True),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in TOTALS),
+)
+"""The same of all providers and models together, for the dimensions that may have many names (`rollups.WHOLE`)."""
+
 prompts = sa.Table(
     "prompts",
     metadata,
@@ -218,6 +229,7 @@ prompts = sa.Table(
     sa.Column("request_cut", sa.Boolean, nullable=False),
     sa.Column("answer_cut", sa.Boolean, nullable=False),
     sa.Index("ix_prompts_at", "at"),
+    postgresql_partition_by="RANGE (exchange_id)",
 )
 """What was asked and answered, where `spend.store_prompts` is on; never in `spend`."""
 

@@ -47,6 +47,10 @@ class MemoryAnswers:
     def __len__(self) -> int:
         return len(self._kept) + len(self._running)
 
+    def knows(self, name: str) -> bool:
+        self._forget(self._clock())
+        return name in self._running or name in self._kept
+
     async def claim(self, name: str, fingerprint: bytes, owner: str) -> Answer | Standing:
         self._forget(self._clock())
         running = self._running.get(name)
@@ -65,7 +69,11 @@ class MemoryAnswers:
         if running is None or running.owner != owner:
             return
         del self._running[name]
-        size = _ENTRY_BYTES + (len(answer.body) if answer is not None else 0)
+        size = _ENTRY_BYTES
+        if answer is not None:
+            size += len(answer.body) + sum(len(name) + len(value) for name, value in answer.headers)
+            if size > self._max_bytes:
+                answer, size = None, _ENTRY_BYTES  # else it alone would be more than all may be
         now = self._clock()
         self._forget(now, room=size)
         self._kept[name] = _Kept(running.fingerprint, now + self._keep_s, size, answer)

@@ -14,6 +14,7 @@ from typing import Protocol
 from sidecar.errors import PermissionDeniedError, UnavailableError
 from sidecar.identity.deadline import Deadline
 from sidecar.identity.row import PrincipalRow
+from sidecar.tasks import end
 from sidecar.types import Identity, Principal
 
 MAX_TAGS = 20
@@ -197,9 +198,7 @@ class Callers:
         """Ends lookups in progress."""
         tasks = {*self._flights.values()}
         self._flights.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 def _is_storable(name: str) -> bool:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sidecar.db.schema import audit, changes
-from sidecar.identity.feed import KEPT_S, Change
+from sidecar.identity.feed import KEPT_S
 
 _WRITERS_LOCK = 0x51DECA6
 _SECRET = re.compile(r"secret|passw|token|api[-_]?key|credential|authorization|private", re.IGNORECASE)
@@ -38,7 +38,11 @@ class Event:
 async def lock_writers(connection: AsyncConnection) -> None:
     """First in every transaction that notes a change. What is read after it stays true until the end of it."""
     if connection.dialect.name == "postgresql":
-        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
+        # Whoever is cut off before COMMIT has the lock for no longer than this.
+        await connection.exec_driver_sql(
+            "SELECT set_config('idle_in_transaction_session_timeout', '10s', true),"
+            f" pg_advisory_xact_lock({_WRITERS_LOCK})"
+        )
     else:
         await connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -61,22 +65,32 @@ async def note(connection: AsyncConnection, event: Event, *, at: float, audit_id
     )
 
 
-async def since(connection: AsyncConnection, seq: int, limit: int) -> tuple[list[Change], int | None]:
-    """As `feed.ChangeSource.changes_since`. Numbers have gaps where writers gave up, so a gap alone says nothing: as
-    long as `seq` itself is still kept, so is everything after it."""
-    query = sa.select(changes.c.seq, changes.c.kind, changes.c.subject_id).where(changes.c.seq >= seq)
+Noted = tuple[int, str, str, int]
+"""A change and its instant, in microseconds."""
+
+
+async def since(
+    connection: AsyncConnection, seq: int, limit: int, at: int | None = None
+) -> tuple[list[Noted], tuple[int, int] | None]:
+    """As `feed.ChangeSource.changes_since`, each with its instant. Numbers have gaps where writers gave up, so a gap
+    alone says nothing: as long as `seq` itself is still kept, so is everything after it. `at`: the instant noted with
+    `seq`, if known; a database that was put back gives the same numbers to other changes."""
+    query = sa.select(changes.c.seq, changes.c.kind, changes.c.subject_id, changes.c.at).where(changes.c.seq >= seq)
     rows = await connection.execute(query.order_by(changes.c.seq).limit(limit + 1))
-    found: list[Change] = [(row[0], row[1], row[2]) for row in rows]
-    if found and found[0][0] == seq:
+    found: list[Noted] = [(row[0], row[1], row[2], row[3]) for row in rows]
+    if found and found[0][0] == seq and at in (None, found[0][3]):
         return found[1:], None
     if found and found[0][0] == seq + 1:
         return found[:limit], None
     newest = await last(connection)
-    return [], newest if newest != seq else None
+    return [], newest if found or newest[0] != seq else None
 
 
-async def last(connection: AsyncConnection) -> int:
-    return int((await connection.execute(sa.select(sa.func.max(changes.c.seq)))).scalar() or 0)
+async def last(connection: AsyncConnection) -> tuple[int, int]:
+    """The newest change's number and instant."""
+    query = sa.select(changes.c.seq, changes.c.at).order_by(changes.c.seq.desc()).limit(1)
+    row = (await connection.execute(query)).first()
+    return (0, 0) if row is None else (row[0], row[1])
 
 
 async def page(

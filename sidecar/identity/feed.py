@@ -15,6 +15,7 @@ from typing import Protocol
 
 from sidecar.errors import UnavailableError
 from sidecar.identity.deadline import Deadline
+from sidecar.tasks import end
 
 Change = tuple[int, str, str]
 """(sequence number, kind, id)."""
@@ -75,9 +76,7 @@ class ChangeFeed:
 
     async def aclose(self) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        await end([task])
 
     async def _run(self) -> None:
         failures = 0

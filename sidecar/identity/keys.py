@@ -18,6 +18,7 @@ from sidecar.identity.deadline import Deadline
 from sidecar.identity.row import CachedRow, StoredKey, dump, load
 from sidecar.identity.shared_cache import SharedCache
 from sidecar.identity.tokens import digest_of, hash_key, is_plausible, mask_key, new_key
+from sidecar.tasks import end
 from sidecar.types import Identity, Principal, Secret
 
 __all__ = ["MASTER_KEY_HASH", "KeySource", "Keys", "hash_key", "mask_key", "new_key"]
@@ -210,11 +211,9 @@ class Keys:
 
     async def aclose(self) -> None:
         """Ends lookups in progress."""
-        flights = [flight.task for flight in self._flights.values() if flight.task is not None]
+        tasks = [flight.task for flight in self._flights.values()]
         self._flights.clear()
-        for task in flights:
-            task.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        await end(tasks)
 
     async def _resolve(self, digest: bytes) -> Identity:
         while True:
@@ -300,6 +299,8 @@ class Keys:
         floors = (self._floors.get(name, 0) for name in (("key", key_hash), *cached.stored.named()))
         if cached.seq < max(self._floor, *floors):
             return None  # read before a change we know of
+        if cached.seq > self._seq and now < self._fed_until:
+            return None  # we know all there are: it is of a database that was put back since, or a moment ahead of us
         return cached
 
     def _keep(self, digest: bytes, cached: CachedRow, began_at: float, flight: _Flight) -> Identity | Fault:

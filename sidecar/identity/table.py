@@ -19,7 +19,6 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sidecar.db import Database
-from sidecar.db.breaker import SLOW_S
 from sidecar.db.schema import keys, principals
 from sidecar.errors import ConflictError, UnavailableError
 from sidecar.identity import changes
@@ -54,6 +53,10 @@ _decoders = {name: msgspec.json.Decoder(kind) for name, kind in _JSON.items()}
 _encode = msgspec.json.Encoder().encode
 
 
+SLOW = 0.75
+"""The part of its time after which a lookup is taken for one that stays unanswered; below the deadlines around it."""
+
+
 class Store:
     """The database with failures translated. `new_id` names audit rows; `clock` gives Unix seconds."""
 
@@ -67,6 +70,7 @@ class Store:
         self.database = database
         self._clock = clock
         self._new_id = new_id
+        self._told: tuple[int, int] | None = None
         self._failures: tuple[type[Exception], ...] = (SQLAlchemyError, OSError, TimeoutError)
         if database.dialect == "postgresql":
             from asyncpg import InterfaceError, PostgresError  # raised as they are when a connection cannot be made
@@ -74,9 +78,10 @@ class Store:
             self._failures += (PostgresError, InterfaceError)
 
     @asynccontextmanager
-    async def read(self, slow_s: float | None = None) -> AsyncIterator[AsyncConnection]:
-        """Raises `UnavailableError`: at once while the database is known not to answer. `slow_s`: what may not last
-        longer, else the database is taken for one that does not."""
+    async def read(self, *, is_lookup: bool = False) -> AsyncIterator[AsyncConnection]:
+        """Raises `UnavailableError`: at once while the database is known not to answer. A lookup by key is short: if it
+        lasts, the database is taken for one that does not answer."""
+        slow_s = self.database.lookup_s * SLOW if is_lookup else None
         with self._translated(), self.database.breaker.watch(slow_s):
             async with self.database.engine.connect() as connection:
                 # Each statement stands alone: no BEGIN before and no ROLLBACK after it on the wire.
@@ -94,12 +99,19 @@ class Store:
         await changes.note(connection, event, at=self._clock(), audit_id=self._new_id())
 
     async def changes_since(self, seq: int, limit: int) -> tuple[list[Change], int | None]:
-        async with self.read(SLOW_S) as connection:
-            return await changes.since(connection, seq, limit)
+        at = self._told[1] if self._told is not None and self._told[0] == seq else None
+        async with self.read(is_lookup=True) as connection:
+            found, restart = await changes.since(connection, seq, limit, at)
+        if restart is not None:
+            self._told = restart
+        elif found:
+            self._told = found[-1][0], found[-1][3]
+        return [change[:3] for change in found], None if restart is None else restart[0]
 
     async def last_change(self) -> int:
-        async with self.read(SLOW_S) as connection:
-            return await changes.last(connection)
+        async with self.read(is_lookup=True) as connection:
+            self._told = await changes.last(connection)
+        return self._told[0]
 
     @contextmanager
     def _translated(self, conflict: ConflictError | None = None) -> Iterator[None]:
@@ -282,7 +294,7 @@ class KeyTable(Rows[KeyRow]):
 
     async def resolve(self, key_hash: str) -> StoredKey | None:
         """A key with everybody above it, in one query."""
-        async with self.store.read(SLOW_S) as connection:
+        async with self.store.read(is_lookup=True) as connection:
             found = (await connection.execute(_RESOLVE, {"key_hash": key_hash})).mappings().all()
         if not found:
             return None
@@ -324,7 +336,7 @@ class PrincipalTable(Rows[PrincipalRow]):
         same = [sa.and_(table.c.kind == kind, table.c.principal_id == name) for kind, name in wanted]
         shared = sa.and_(table.c.kind == "budget", table.c.principal_id.in_(named))
         query = sa.select(*(table.c[name] for name in PrincipalRow.__struct_fields__)).where(sa.or_(*same, shared))
-        async with self.store.read(SLOW_S) as connection:
+        async with self.store.read(is_lookup=True) as connection:
             return [self._row(row) for row in (await connection.execute(query)).mappings()]
 
 

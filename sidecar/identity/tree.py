@@ -201,6 +201,11 @@ class Tree:
                         gone[one.key_hash] = now
         return list(gone.values())
 
+    async def is_there(self, connection: AsyncConnection, spends_as: str) -> bool:
+        """Whether a key spends under this hash."""
+        query = sa.select(k.c.key_hash).where(sa.or_(k.c.key_hash == spends_as, k.c.key_id == spends_as)).limit(1)
+        return (await connection.execute(query)).first() is not None
+
     async def newest(self, spends_as: str) -> KeyRow | None:
         """The key that spends under this hash and has no successor."""
         async with self._store.read() as connection:

@@ -236,6 +236,11 @@ def looks_secret(text: str) -> bool:
     return _LOOKS_SECRET.search(text) is not None
 
 
+def named(text: str, limit: int = 60) -> str:
+    """A name for people to read; what looks like a secret put in its place is not repeated."""
+    return "***" if looks_secret(text) else shown(text, limit)
+
+
 def decimal_of(node: Node) -> Decimal | None:
     """The number as written; text that is a number counts, as it does for the reference."""
     if isinstance(node.value, bool) or not isinstance(node.value, (int, float, str)):

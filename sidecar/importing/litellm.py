@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sidecar.config.read import ConfigError, Fault
 from sidecar.importing import table_models, table_settings
-from sidecar.importing.draft import Deployment, Draft, Superseded, place
+from sidecar.importing.draft import Deployment, Draft, Superseded, named, place
 from sidecar.importing.names import write_out_defaults
-from sidecar.importing.report import Line, Refuse, Report, Verdict, dotted, shown
+from sidecar.importing.report import Line, Refuse, Report, Verdict, dotted
 from sidecar.importing.settle import settle_deployments
 from sidecar.importing.shared_store import settle_redis
 from sidecar.importing.source import Node, Source, read_source
@@ -180,5 +180,5 @@ def _notes(draft: Draft, source: Source) -> list[str]:
         notes.append("no model was taken")
     elif any(len({d.model for d in members}) > 1 for members in draft.groups.values()):
         several = [name for name, members in draft.groups.items() if len({d.model for d in members}) > 1]
-        notes.append(f"one name serves several models: {', '.join(shown(name, 60) for name in several)}")
+        notes.append(f"one name serves several models: {', '.join(named(name) for name in several)}")
     return notes

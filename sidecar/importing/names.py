@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sidecar.importing.draft import Draft, Superseded
-from sidecar.importing.report import Refuse, Verdict, shown
+from sidecar.importing.draft import Draft, Superseded, named
+from sidecar.importing.report import Refuse, Verdict
 from sidecar.importing.source import Node
 
 _NAMES = ("fallbacks", "model_group_alias")
@@ -19,7 +19,7 @@ def fallback(draft: Draft, node: Node) -> Verdict:
     if name == "*":
         return default_fallback(draft, node)
     if not exists(draft, name):
-        raise Refuse(f"the model '{shown(name, 60)}' was not taken")
+        raise Refuse(f"the model '{named(name)}' was not taken")
     _check_target(draft, name, target)
     where = (node.file, node.path[: keys[0]])
     if draft.fallback_places.setdefault(name, where) != where:
@@ -34,7 +34,7 @@ def fallback(draft: Draft, node: Node) -> Verdict:
 def default_fallback(draft: Draft, node: Node) -> Verdict:
     target = _target(node)
     if not exists(draft, target):
-        raise Refuse(f"the model '{shown(target, 60)}' was not taken")
+        raise Refuse(f"the model '{named(target)}' was not taken")
     draft.default_fallbacks.append((target, node))
     return Verdict("changed", "routing.fallbacks", "written out for each model that has none of its own")
 
@@ -60,7 +60,7 @@ def alias(draft: Draft, node: Node) -> Verdict:
     if not _fits(name):
         raise Refuse("a name is 1 to 256 printable ASCII characters without spaces here")
     if not exists(draft, target, with_aliases=False):
-        raise Refuse(f"the model '{shown(target, 60)}' was not taken")
+        raise Refuse(f"the model '{named(target)}' was not taken")
     aliases = draft.sections.setdefault("routing", {}).setdefault("aliases", {})
     if name in aliases:
         raise Superseded("not used; an earlier line sets this alias")
@@ -85,7 +85,7 @@ def _check_target(draft: Draft, name: str, target: str) -> None:
     if target == name:
         raise Refuse("it names itself; there is nothing to fall back to")
     if not exists(draft, target):
-        raise Refuse(f"the model '{shown(target, 60)}' was not taken")
+        raise Refuse(f"the model '{named(target)}' was not taken")
 
 
 def _target(node: Node) -> str:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from sidecar.config.check import PLACE_KEYS, is_local, notes
 from sidecar.config.models import Config, DeploymentSettings
-from sidecar.importing.draft import Deployment, Draft, Superseded, decimal_of, looks_secret
+from sidecar.importing.draft import Deployment, Draft, Superseded, decimal_of, looks_secret, named
 from sidecar.importing.providers import PREFIXES, Prefix, fit_base_url, guess, is_openai, place
 from sidecar.importing.report import Refuse, Verdict, shown
 from sidecar.importing.rows import Row, Table, nothing
@@ -53,7 +53,7 @@ def prepare(draft: Draft, entry: Node) -> Deployment:
 
 def _find_provider(deployment: Deployment, model: Node) -> None:
     text = model.text.strip()
-    deployment.values = {"model": shown(text)}
+    deployment.values = {"model": named(text, 160)}
     custom = deployment.param("custom_llm_provider")
     if model.env is not None or (custom is not None and custom.env is not None):
         raise Refuse("its model is known only when the other gateway starts; write it out")
@@ -67,12 +67,12 @@ def _find_provider(deployment: Deployment, model: Node) -> None:
         if found is None:
             raise Refuse("its model has no provider prefix, and the name is not known; write 'openai/…' or the like")
         first, rest = found, text
-    deployment.values = {"provider": shown(first), "model": shown(rest)}
+    deployment.values = {"provider": named(first, 160), "model": named(rest, 160)}
     prefix = PREFIXES.get(first)
     if first in PROVIDERS and (prefix is None or prefix.ours not in PROVIDERS):
         prefix = Prefix(first)
     if prefix is None:
-        raise Refuse(f"there is no provider '{shown(first, 40)}' here{_may_be_compatible(deployment)}")
+        raise Refuse(f"there is no provider '{named(first, 40)}' here{_may_be_compatible(deployment)}")
     deployment.prefix = prefix
     deployment.provider, deployment.model = place(prefix, rest)
     base = deployment.param("api_base") or deployment.param("base_url")
@@ -380,7 +380,7 @@ def _credential(draft: Draft, deployment: Deployment, node: Node) -> Verdict:
         row = TABLE.find(("litellm_params", *leaf.path[3:]))
         try:
             if row is None:
-                raise Refuse(f"this import does not know the key '{shown(name, 40)}'")
+                raise Refuse(f"this import does not know the key '{named(name, 40)}'")
             draft.verdicts[leaf] = row.handle(draft, deployment, leaf)
         except Superseded as error:
             draft.verdicts.setdefault(leaf, Verdict("changed", "", str(error)))

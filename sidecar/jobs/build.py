@@ -29,7 +29,7 @@ from sidecar.limits.windows import parse_duration
 from sidecar.metrics import Metrics
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.recorder import MAINTAIN_EVERY_S
-from sidecar.types import Secret
+from sidecar.types import Secret, SpendRecord
 
 WRITE_OFF_EVERY_S = 600.0
 NO_WEBHOOK = "no webhook is configured"
@@ -68,7 +68,9 @@ def build_jobs(
     probes: Probes | None,
     clock: Callable[[], float],
     lease_s: float = LEASE_S,
+    tell: Callable[[SpendRecord], object] = lambda row: None,
 ) -> Jobs:
+    """`tell` hears of corrections that jobs make."""
     settings, holder = config.jobs, holder_name()
     lock = open_lock(store, redis_url=redis_url, holder=holder, lease_s=lease_s, clock=clock)
     posts: list[Events | Slack] = []
@@ -76,7 +78,7 @@ def build_jobs(
     jobs = [Job("retention", says, every(MAINTAIN_EVERY_S), _maintain(ledger), limit_s=3600.0)]
     hours = config.spend.write_off_unknown_h
     says = "what nobody knows the cost of counts as $0 after spend.write_off_unknown_h"
-    unknown = Unknown(ledger, limit_store, zone=zone)
+    unknown = Unknown(ledger, limit_store, zone=zone, tell=tell)
     write_off = _write_off(unknown, hours or 0.0, clock)
     off = "spend.write_off_unknown_h is not set" if hours is None else None
     jobs.append(Job("write_off_unknown", says, every(WRITE_OFF_EVERY_S), write_off, limit_s=3600.0, off=off))

@@ -7,6 +7,7 @@ stands still or cannot be reached – never before `lease_s` have gone by since 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -151,14 +152,24 @@ class RedisLock:
 
 
 class RowLock:
-    """A row that says who leads until when: on SQLite by this machine's clock, else by the database's."""
+    """A row that says who leads until when: on SQLite by this machine's clock, else by the database's. A holder that is
+    there renews it: one that stays as it is for a lease is nobody's, though the clock was set back since."""
 
     outlives_silence = True
 
     def __init__(
-        self, store: Store, *, holder: str, lease_s: float, clock: Callable[[], float], name: str = LEADER
+        self,
+        store: Store,
+        *,
+        holder: str,
+        lease_s: float,
+        clock: Callable[[], float],
+        name: str = LEADER,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
+        self._monotonic = monotonic
+        self._seen: tuple[str, int, float] = ("", 0, 0.0)  # the row of somebody else, and since when it stands so
         self._holder = holder
         self._lease = round(lease_s * 1_000_000)
         self._clock = clock
@@ -186,7 +197,7 @@ class RowLock:
                 except sa.exc.IntegrityError:
                     return False
                 return True
-            if row.holder != self._holder and row.until_at > now:
+            if row.holder != self._holder and row.until_at > now and not self._stands_still(row.holder, row.until_at):
                 return False
             values: dict[str, Any] = {"until_at": now + self._lease}
             if row.holder != self._holder:
@@ -194,6 +205,12 @@ class RowLock:
             was = (leases.c.name == self._name, leases.c.holder == row.holder, leases.c.until_at == row.until_at)
             done = await connection.execute(sa.update(leases).where(*was).values(values))
             return bool(done.rowcount == 1)
+
+    def _stands_still(self, holder: str, until_at: int) -> bool:
+        now = self._monotonic()
+        if self._seen[:2] != (holder, until_at):
+            self._seen = (holder, until_at, now)
+        return now - self._seen[2] > self._lease / 1_000_000
 
     async def _now(self, connection: Any) -> int:
         if connection.dialect.name == "sqlite":

@@ -71,9 +71,13 @@ async def _sent(delivery: Delivery, body: bytes, headers: Mapping[str, str]) -> 
 
 
 def plain(name: str) -> str:
-    """A name as text in a message: no mention, no link, no second line; `<`, `>` and `&` are escaped.
-    https://docs.slack.dev/messaging/formatting-message-text#escaping"""
-    shown = re.sub(r"[\x00-\x1f\x7f`*_~]", " ", name)[:80]
+    """A name as text in a message, for clients choose some: no mention, no markup, no second line; `<`, `>` and `&` are
+    escaped. Mattermost, Rocket.Chat and Discord read `@all` and `[text](address)`, too.
+    https://docs.slack.dev/messaging/formatting-message-text#escaping
+    https://docs.mattermost.com/end-user-guide/collaborate/mention-people.html"""
+    shown = "".join(c if c.isprintable() else " " for c in name[:80])
+    shown = re.sub(r"[`*_~\[\]|]", " ", shown).replace("://", ":\u200b//")
+    shown = re.sub(r"(?<!\w)@|@(?=everyone|here)", "@\u200b", shown)
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

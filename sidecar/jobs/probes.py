@@ -127,8 +127,10 @@ class Probes:
 
         exchange, _ = open_exchange(scope, receive)
         exchange.identify(_CALLER)
-        # Whatever it serves otherwise: tags and order say nothing about its health.
-        exchange.candidates = Candidates.of([[replace(deployment, tags=(), order=1)]])
+        # Whatever it serves otherwise: tags and order say nothing about its health. The time is its own, not the
+        # request's: that it runs out is its fault.
+        timeouts = replace(deployment.timeouts, total_s=min(deployment.timeouts.total_s, LIMIT_S))
+        exchange.candidates = Candidates.of([[replace(deployment, tags=(), order=1, timeouts=timeouts)]])
         try:
             await self._app(scope, receive, send)
         finally:

@@ -37,6 +37,10 @@ class _ChangedError(Exception):
     """The key is not what it was when its successor was delivered."""
 
 
+class _WrittenError(Exception):
+    """By an attempt whose answer was lost."""
+
+
 class Rotation:
     """`events` is `None` where no webhook is configured: overdue keys are counted, and nothing rotates."""
 
@@ -105,6 +109,8 @@ class Rotation:
         key_hash = hash_key(token)
 
         def new(found: KeyRow) -> tuple[KeyRow, Mapping[str, Any]]:
+            if found.successor_hash == key_hash:
+                raise _WrittenError
             if found.successor_hash is not None or found.rotates_at != row.rotates_at or found.blocked:
                 raise _ChangedError
             return succession(found, token, now=now, until=now + self._grace_s)
@@ -113,6 +119,8 @@ class Rotation:
             leader.check()
             try:
                 done = await self._tree.regenerate(row.key_hash, new, by=ACTOR)
+            except _WrittenError:
+                break
             except _ChangedError:
                 return False
             except UnavailableError:

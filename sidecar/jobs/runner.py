@@ -18,6 +18,7 @@ from sidecar.jobs.leader import Leader, LostLeadershipError
 from sidecar.jobs.schedule import Schedule
 from sidecar.jobs.state import JobState, JobTable
 from sidecar.metrics import JobMetrics
+from sidecar.tasks import end
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Runner:
         self._tick_s = tick_s
         self._first_s = first_s
         self._task: asyncio.Task[None] | None = None
+        self._ended: dict[str, tuple[int, int, int, str | None]] = {}
 
     async def start(self) -> None:
         if self._task is None:
@@ -72,9 +74,7 @@ class Runner:
 
     async def aclose(self) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        await end([task])
         await self.leader.aclose()
 
     async def _run(self) -> None:
@@ -93,8 +93,7 @@ class Runner:
             while not work.done() and await self.leader.take():
                 await asyncio.wait({work}, timeout=self.leader.renew_s)
         finally:
-            work.cancel()
-            await asyncio.wait({work})
+            await end([work])
             self._metrics.lost_lead()
         error = None if work.cancelled() else work.exception()
         if error is not None and not isinstance(error, LostLeadershipError):
@@ -124,6 +123,7 @@ class Runner:
     async def pass_over(self, *, is_new: bool = False) -> None:
         """Everything that is due, once. `is_new`: what an earlier leader left half done is due again. Raises
         `LostLeadershipError`, `UnavailableError`."""
+        await self._note_ended()
         states = await self.table.all()
         for job in self.jobs:
             if job.off is not None:
@@ -180,7 +180,14 @@ class Runner:
             following = min(following, ended + job.retry_s)
             _log.warning("the job %s failed: %s", job.name, error)
         self._metrics.ended(job.name, ended, is_failure=error is not None)
-        await self.table.end(job.name, claim, next_at=self._micros(following), at=self._micros(ended), error=error)
+        self._ended[job.name] = claim, self._micros(following), self._micros(ended), error
+        await self._note_ended()
+
+    async def _note_ended(self) -> None:
+        """A run that the database did not hear the end of would be taken for one that hangs, and done again."""
+        for name, (claim, next_at, at, error) in list(self._ended.items()):
+            await self.table.end(name, claim, next_at=next_at, at=at, error=error)
+            del self._ended[name]
 
     async def _put_back(self, job: Job, claim: int) -> None:
         """Stopped in the middle: while we still lead, the next leader is told that it may begin at once."""

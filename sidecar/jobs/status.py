@@ -65,8 +65,12 @@ class Status:
                 "failed_shippings": self._recorder.failures,
             },
             "store": {"kind": self._store_kind, "state": await self._store()},
+            "journal": self._journal(),
             "sinks": [{"sink": name, "dropped": count} for name, count in dropped.items()],
-            "jobs": [self._job(job.name, job.says, job.off, states.get(job.name)) for job in self._jobs.runner.jobs],
+            "jobs": [
+                self._flush(),
+                *(self._job(job.name, job.says, job.off, states.get(job.name)) for job in self._jobs.runner.jobs),
+            ],
         }
 
     async def _stored(self) -> tuple[str, dict[str, Any] | None, Mapping[str, JobState]]:
@@ -87,6 +91,26 @@ class Status:
         except Exception:  # noqa: BLE001 - whatever it raises, the answer is the same
             return "down"
         return "up"
+
+    def _journal(self) -> dict[str, Any]:
+        journal = self._recorder.journal
+        return {"state": "down" if journal.failures else "up", "refused": journal.refused}
+
+    def _flush(self) -> dict[str, Any]:
+        """Every process ships its own rows, whoever leads: this is how it goes in this one."""
+        told = self._recorder.flushes
+        return {
+            "name": "flush",
+            "does": "ships spend rows from this process's journal to the ledger",
+            "state": "failed" if told.error is not None else "waiting" if told.runs else "due",
+            "why": None,
+            "last_run": _shown(told.ended_at) if told.ended_at is not None else None,
+            "last_good_run": _shown(told.ok_at) if told.ok_at is not None else None,
+            "last_error": told.error,
+            "next_run": None,
+            "runs": told.runs,
+            "failures": told.failures,
+        }
 
     def _job(self, name: str, says: str, off: str | None, state: JobState | None) -> dict[str, Any]:
         if not self._jobs.is_enabled and off is None:

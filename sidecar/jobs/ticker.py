@@ -20,6 +20,7 @@ from sidecar.limits.windows import BudgetWindow
 from sidecar.metrics import Metrics
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.recorder import Recorder
+from sidecar.tasks import end
 from sidecar.types import SpendRecord
 
 RESEED_PAUSE_S = 0.2
@@ -68,7 +69,8 @@ class Ticker:
         self._recorder = recorder
         self._metrics = metrics
         self._every_s = every_s
-        self._silent: asyncio.Queue[SilentHold] = asyncio.Queue()
+        self._silent: dict[str, SilentHold] = {}  # by exchange; what is told of it later is what counts
+        self._has_silent = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -83,24 +85,29 @@ class Ticker:
             try:
                 self._metrics.drain()
                 for hold in await self._admission.tick():
-                    # Without any of these it is a deployment's place: no money in it.
-                    if hold.is_over or hold.key_hash or hold.windows or hold.hold_nano:
-                        self._silent.put_nowait(hold)
+                    self._silent[hold.exchange_id] = hold
+                    self._has_silent.set()
             except Exception:  # noqa: BLE001
                 # Whatever it was, the next tick is due: without it every lease of this process would run out.
                 _log.exception("a tick failed")
 
     async def _write(self) -> None:
         while True:
-            hold = await self._silent.get()
-            while True:
+            await self._has_silent.wait()
+            while self._silent:
+                hold = self._silent.pop(next(iter(self._silent)))
                 try:
                     record = silent_record(hold)
                     await (self._recorder.heard(record) if hold.is_over else self._recorder.silent(record))
-                    self._admission.reseed_due.set()
-                    break
-                except UnavailableError:
+                except Exception as error:  # noqa: BLE001 - it is tried again, and the others are not to wait for it
+                    if not isinstance(error, UnavailableError):
+                        _log.exception("the row of a silent owner's hold was not written")
+                    self._silent.setdefault(hold.exchange_id, hold)
                     await asyncio.sleep(self._every_s)
+                else:
+                    self._admission.reseed_due.set()
+                    await self._admission.written(hold)
+            self._has_silent.clear()
 
     async def _reseed(self) -> None:
         while True:
@@ -116,10 +123,7 @@ class Ticker:
 
     async def aclose(self) -> None:
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end(tasks)
 
 
 _FIELD = {"team": "team_id", "user": "user_id", "organization": "organization_id", "end_user": "end_user_id"}
@@ -137,7 +141,8 @@ def silent_record(hold: SilentHold) -> SpendRecord:
             tags.append(scope_id)
         elif kind == "member":  # `identity.row.member_id`
             length, _, both = scope_id.partition(":")
-            who |= {"team_id": both[: int(length)], "user_id": both[int(length) + 1 :]}
+            if length.isdecimal():  # a host application may call its members otherwise
+                who |= {"team_id": both[: int(length)], "user_id": both[int(length) + 1 :]}
         elif kind in _FIELD:
             who[_FIELD[kind]] = scope_id
     return SpendRecord(

@@ -1,8 +1,8 @@
 """Attempts a provider may have billed and nobody knows for how much: resolved by hand, or written off after a while.
 
 `sidecar spend resolve` and the job `write_off_unknown` use it. Rules: rows are appended, never changed – one that takes
-the held cost back (`unknown`, negative), one with the real cost; counters that stood before follow, once, and one that
-is seeded later reads the new rows anyway.
+the held cost back (`unknown`, negative) and is written last, one with the real cost; counters that stood before follow
+between the two, once, and one that is seeded later reads the new rows anyway.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import replace
 from datetime import tzinfo
 from typing import Literal
 
-from sidecar.errors import ConflictError, NotFoundError
+from sidecar.errors import ConflictError, NotFoundError, UnavailableError
 from sidecar.identity.row import member_id
 from sidecar.jobs.ticker import sums_of
 from sidecar.limits.claims import Claims
-from sidecar.limits.store.base import LimitStore
+from sidecar.limits.store.base import LimitStore, StoreDownError
 from sidecar.limits.windows import BudgetWindow, window_named
 from sidecar.spend.ledger import Ledger
 from sidecar.types import SpendRecord, Usage
@@ -32,13 +32,23 @@ _DAY = 86_400_000_000
 
 
 class Unknown:
-    """`store` is where budgets are counted; `None` if that is in the memory of others."""
+    """`store` is where budgets are counted; `None` if that is in the memory of others. `tell` hears of each correction
+    made here."""
 
-    def __init__(self, ledger: Ledger, store: LimitStore | None, *, zone: tzinfo) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: LimitStore | None,
+        *,
+        zone: tzinfo,
+        tell: Callable[[SpendRecord], object] = lambda row: None,
+    ) -> None:
         self._ledger = ledger
         self._store = store
         self._zone = zone
+        self._tell = tell
         self._turn = asyncio.Lock()
+        self._charged: set[str] = set()  # of what is begun: a store in memory would count it twice
 
     async def resolve(self, exchange_id: str, cost_nano: int, *, attempt: int | None = None) -> list[SpendRecord]:
         """What one attempt really cost, found out by a human. The corrections. Raises `NotFoundError`,
@@ -85,30 +95,67 @@ class Unknown:
     ) -> list[SpendRecord]:
         async with self._turn:
             windows = await self._windows(rows[0]) if rows else ()
-            made: list[SpendRecord] = []
+            backs: list[SpendRecord] = []
+            finals: list[SpendRecord] = []
+            is_again = False
             unknown = _unknown(rows)
             for number in attempts:
                 last = max((row for row in rows if row.attempt == number), key=lambda row: row.revision)
-                back = replace(
-                    last, revision=last.revision + 1, status="unknown", cost_nano=-unknown[number], usage=Usage()
-                )
-                made += [back, replace(back, revision=last.revision + 2, status=status, cost_nano=cost_nano)]
-            await self._ledger.insert(made)
-            # Somebody else may have been faster, with another figure: what stands is what counts.
-            wanted = {(row.attempt, row.revision) for row in made}
-            standing = [
-                row for row in await self._ledger.rows_of(made[0].exchange_id) if (row.attempt, row.revision) in wanted
-            ]
-            if self._store is not None and windows:
-                for row in standing:
-                    name = f"{row.exchange_id}.{row.attempt}.{row.revision}"
-                    await self._charge(name, windows, row)
+                revision = _cut_off_at(rows, number)
+                is_again = is_again or revision is not None
+                if revision is None:
+                    revision = last.revision + 1
+                back = replace(last, revision=revision, status="unknown", cost_nano=-unknown[number], usage=Usage())
+                backs.append(back)
+                finals.append(replace(back, revision=revision + 1, status=status, cost_nano=cost_nano))
+            if not backs:
+                return []  # somebody else was faster
+            # What is taken back comes last, once the counters know: whoever is cut off leaves the cost unknown, and the
+            # next one ends what was begun. Somebody else may have been faster, with another figure: what stands counts.
+            await self._ledger.insert(finals)
+            standing = [*backs, *await self._standing(finals)]
+            names = {f"{row.exchange_id}.{row.attempt}.{row.revision}": row for row in standing}
+            charged = [await self._charge(name, windows, row) for name, row in names.items()]
+            await self._ledger.insert(backs)
+            standing = await self._standing(backs + finals)
+            for row in standing:
+                if row in backs or row in finals:
+                    self._tell(row)
+            now = await self._windows(rows[0])
+            if is_again or not all(charged) or set(now) - set(windows):
+                await self._read_again(now)
+            self._charged.difference_update(names)
             return standing
 
-    async def _charge(self, name: str, windows: tuple[BudgetWindow, ...], row: SpendRecord) -> None:
-        """Counters that know of this row's time by the ledger alone are read from it again."""
-        assert self._store is not None
-        if await self._store.charge(name, Claims((), (), (), windows), row.cost_nano, row.at):
+    async def uncorrect(self, row: SpendRecord, nano: int) -> None:
+        """The row of a silent owner's hold was corrected, counters followed, and then the owner settled after all: from
+        its hold, of which nothing was left. `nano` is what the correction took away. Once a day; raises
+        `UnavailableError`: then call it again."""
+        try:
+            windows = await self._windows(row)
+            if self._store is not None and windows:
+                name = f"{row.exchange_id}.{row.attempt}.heard"
+                await self._store.charge(name, Claims((), (), (), windows), nano, row.at)
+        except StoreDownError as error:
+            raise UnavailableError(
+                "The counters could not be told.", code="limit_store_unavailable", retry_after_s=1.0
+            ) from error
+
+    async def _standing(self, wanted: Sequence[SpendRecord]) -> list[SpendRecord]:
+        found = {(row.attempt, row.revision) for row in wanted}
+        rows = await self._ledger.rows_of(wanted[0].exchange_id)
+        return [row for row in rows if (row.attempt, row.revision) in found]
+
+    async def _charge(self, name: str, windows: tuple[BudgetWindow, ...], row: SpendRecord) -> bool:
+        """Once. False if some counter knows of this row's time by the ledger alone and has to be read from it again."""
+        if self._store is None or not windows or name in self._charged:
+            return True
+        is_done = await self._store.charge(name, Claims((), (), (), windows), row.cost_nano, row.at)
+        self._charged.add(name)
+        return is_done
+
+    async def _read_again(self, windows: tuple[BudgetWindow, ...]) -> None:
+        if self._store is None or not windows:
             return
         reading = await self._store.begin(windows)
         if reading is not None:
@@ -132,6 +179,12 @@ def _unknown(rows: Sequence[SpendRecord]) -> dict[int, int]:
         if row.status == "unknown":
             found[row.attempt] = found.get(row.attempt, 0) + row.cost_nano
     return {number: nano for number, nano in found.items() if nano}
+
+
+def _cut_off_at(rows: Sequence[SpendRecord], attempt: int) -> int | None:
+    """The revision that is left out: whoever corrected this attempt was cut off before the cost was taken back."""
+    known = {row.revision for row in rows if row.attempt == attempt}
+    return next((number for number in range(max(known)) if number not in known), None)
 
 
 def _scopes(row: SpendRecord) -> set[tuple[str, str]]:

@@ -8,6 +8,7 @@ store bounds this process). Never 401. What could not be told to the store is ow
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from sidecar.types import Budget, Headers, Identity, Limits
 
 Seed = Callable[[Sequence[BudgetWindow]], Awaitable[Mapping[str, int]]]
 _WINDOWS_AT_ONCE = 100
+PAY_S = 2.0
+"""At the end a store that does not answer is waited for so long, if it is owed something."""
 MAX_OWED = 10_000
 """Settlements kept for a store that is down; past that, exchanges are left to their leases (charged at the hold)."""
 
@@ -91,9 +94,10 @@ class Admission:
         self._lease_s = lease_s
         self._names_of = names_of
         self._local: MemoryStore | None = None
+        self._past: MemoryStore | None = None  # the local store of the outage before
         self._live: dict[str, Grant] = {}
         self._owed: dict[str, _Debt] = {}
-        self._late: list[SilentHold] = []
+        self._merged: dict[tuple[BudgetWindow, ...], tuple[str, _Debt]] = {}
         self._lost: set[str] = set()  # settled; they ran while the store lost its memory
         self._epoch = ""
         self._began_at = clock()
@@ -195,13 +199,17 @@ class Admission:
         store = self.store
         try:
             claims, result = await self._ask(store, claims, minimum, *ask)
-            self._local = None  # what it counted is of the outage that is over; grants of then keep it
+            if self._local is not None:  # it was of the outage that is over; grants of then keep it
+                self._past, self._local = self._local, None
         except StoreDownError as error:
-            self._owe(exchange_id, _Debt("cancel"))  # it may have been admitted all the same
+            if error.is_asked:
+                self._owe(exchange_id, _Debt("cancel"))  # it may have been admitted all the same
             if self._on_store_failure == "closed":
                 raise _unavailable("The gateway refused the request", error) from error
             if self._local is None:
                 self._local = MemoryStore(self._clock)
+                if self._past is not None:
+                    self._local.take_rates(self._past)  # a store that comes and goes makes no new minute each time
             store = self._local
             claims, result = await self._ask(store, claims, minimum, *ask)
         except asyncio.CancelledError:
@@ -270,14 +278,7 @@ class Admission:
         if reading is not None:
             since = reading.since
             windows = [replace(w, end_at=min(w.end_at, since[w.key])) for w in windows if w.key in since]
-        try:
-            values = await seed(windows)
-        except (OSError, TimeoutError, UnavailableError) as error:
-            raise UnavailableError(
-                "The gateway refused the request: it cannot read what was spent so far. Try again shortly.",
-                code="ledger_unavailable",
-                retry_after_s=1.0,
-            ) from error
+        values = await _sums(seed, windows)
         found = {w.key: values.get(w.key, 0) for w in windows if not is_again or w.key in values}
         await store.seed(found, windows, reading=reading)
         self._look_at_epoch(store)
@@ -323,6 +324,20 @@ class Admission:
             except StoreDownError:
                 return  # its first request will find them cold
 
+    async def catch_up(self, identity: Identity) -> None:
+        """A budget that was taken away and is given back has its counter of before, which never heard of what was spent
+        meanwhile: it counts up to what the ledger says. Raises `UnavailableError`."""
+        windows = self.claims_of(identity, "", limits=False).windows
+        if self._seed is None:
+            return
+        spent = await _sums(self._seed, windows)  # first: what is spent from here on is in the counters alone
+        with contextlib.suppress(StoreDownError):  # as `seed_identity`
+            counted = await self.store.spent([window.key for window in windows])
+            for window in windows:
+                nano = counted[window.key]
+                if (missing := spent.get(window.key, 0) - nano) > 0:
+                    await self.store.charge(f"{window.key}.{nano}", Claims((), (), (), (window,)), missing)
+
     async def extend_hold(self, grant: Grant, extra_nano: int) -> None:
         """Raises BudgetExceededError; then nothing more is held and no further attempt may be made."""
         if grant.windows and extra_nano > 0:
@@ -353,7 +368,7 @@ class Admission:
             if store is not self.store and grant.windows:
                 # Admitted while the shared store was down: its counters are to learn of it.
                 charge = grant.hold_nano if cost_nano is None else cost_nano
-                self._owe(f"{exchange_id}:open", _Debt("charge", None, charge, grant.claims, grant.at))
+                self._owe_charge(f"{exchange_id}:open", _Debt("charge", None, charge, grant.claims, grant.at))
             return
         # Owed first, so that neither a time-out nor a cancellation loses it.
         debt = self._owed[exchange_id] = _Debt("settle", tokens, cost_nano, grant.claims)
@@ -363,7 +378,7 @@ class Admission:
             if len(self._owed) > MAX_OWED:
                 del self._owed[exchange_id]
             return
-        self._note(exchange_id, grant.claims, found)
+        self._note(exchange_id, found)
         if found is Settled.UNKNOWN and grant.windows and self._seed is None:
             # Our first word of it, and the store knows nothing: it lost its memory, and the hold with it.
             debt = self._owed[exchange_id] = _Debt(
@@ -395,16 +410,11 @@ class Admission:
         except StoreDownError:
             return None
         for name, settled in zip(costs, found, strict=True):
-            if settled is not Settled.WAS_SILENT:
-                self._note(name, None, settled)
+            self._note(name, settled)
         return [name for name, settled in zip(costs, found, strict=True) if settled is Settled.WAS_SILENT]
 
-    def _note(self, exchange_id: str, claims: Claims | None, found: Settled) -> None:
-        if found is Settled.DONE:
-            return
-        if found is Settled.WAS_SILENT:
-            if claims is not None and claims.windows:
-                self._late.append(SilentHold(exchange_id, 0, self._clock(), is_over=True))
+    def _note(self, exchange_id: str, found: Settled) -> None:
+        if found is Settled.DONE or found is Settled.WAS_SILENT:  # of the latter `tick` tells somebody
             return
         if found is Settled.WAS_LOST:
             self._lost.add(exchange_id)
@@ -415,6 +425,17 @@ class Admission:
         if self.store.is_shared and len(self._owed) < MAX_OWED:
             self._owed[exchange_id] = debt
 
+    def _owe_charge(self, name: str, debt: _Debt) -> None:
+        """Nothing holds this one: of more than there is room for, those of the same counters become one."""
+        if len(self._owed) < MAX_OWED:
+            self._owe(name, debt)
+        elif debt.claims is not None:
+            windows = debt.claims.windows
+            name, before = self._merged.get(windows, (name, None))
+            if before is not None:
+                debt.cost_nano = (debt.cost_nano or 0) + (before.cost_nano or 0)
+            self._merged[windows] = name, debt
+
     async def _pay(self, exchange_id: str) -> bool:
         """Tell the store one thing it is owed; False if it does not answer (it stays owed)."""
         debt = self._owed.get(exchange_id)
@@ -424,10 +445,10 @@ class Admission:
             if debt.what == "cancel":
                 found = await self.store.cancel(exchange_id)
                 if found is not Settled.UNKNOWN:  # it cost nothing, so nobody misses it
-                    self._note(exchange_id, debt.claims, found)
+                    self._note(exchange_id, found)
             elif debt.what == "settle":
                 found = await self.store.settle(exchange_id, tokens=debt.tokens, cost_nano=debt.cost_nano)
-                self._note(exchange_id, debt.claims, found)
+                self._note(exchange_id, found)
             elif debt.claims is not None and not await self.store.charge(
                 exchange_id, debt.claims, debt.cost_nano or 0, debt.at
             ):
@@ -436,6 +457,18 @@ class Admission:
             return False
         if self._owed.get(exchange_id) is debt:
             del self._owed[exchange_id]
+        return True
+
+    async def _pay_all(self) -> bool:
+        owed = list(self._owed)
+        for start in range(0, len(owed), 500):
+            if not all(await asyncio.gather(*map(self._pay, owed[start : start + 500]))):
+                return False
+        while self._merged:
+            name, debt = self._merged.pop(next(iter(self._merged)))
+            self._owed[name] = debt
+            if not await self._pay(name):
+                return False
         return True
 
     async def spent(self, identity: Identity) -> dict[str, int]:
@@ -448,16 +481,14 @@ class Admission:
 
     async def tick(self) -> list[SilentHold]:
         """Call every third of a lease: pays what is owed, renews our leases (and counts anew what the store lost),
-        charges the holds of silent owners (returned, for their `unknown` rows), and tells of those who turned up."""
+        charges the holds of silent owners. Returns those that want a row, or their row taken back: tell `written`."""
         store = self.store
         if not store.is_shared:
             return []
         silent: list[SilentHold] = []
         try:
-            owed = list(self._owed)
-            for start in range(0, len(owed), 500):
-                if not all(await asyncio.gather(*map(self._pay, owed[start : start + 500]))):
-                    return []
+            if not await self._pay_all():
+                return []
             await self._renew(store)
             while page := await store.reap():
                 silent += page
@@ -465,12 +496,24 @@ class Admission:
                     break
         except StoreDownError:
             pass
-        late, self._late = self._late, []
-        return silent + late
+        return silent
+
+    async def written(self, hold: SilentHold) -> None:
+        """What `tick` returned is done and durable. Never fails; at worst it is told again, to anybody."""
+        with contextlib.suppress(StoreDownError):
+            await self.store.written(hold.exchange_id, is_over=hold.is_over)
 
     async def _renew(self, store: LimitStore) -> None:
-        ours = [exchange_id for exchange_id, grant in self._live.items() if grant.store is store]
-        for exchange_id in await store.renew([*ours, *self._lost], self._lease_s):
+        def ours() -> list[str]:
+            live = [exchange_id for exchange_id, grant in self._live.items() if grant.store is store]
+            return [*live, *self._lost]
+
+        now = asyncio.get_running_loop().time
+        unknown, renewed_at = await store.renew(ours(), self._lease_s), now()
+        for exchange_id in unknown:
+            if now() - renewed_at > self._lease_s / 3:  # the ledger is asked for each: those before are not to wait
+                await store.renew(ours(), self._lease_s)
+                renewed_at = now()
             self._lost.discard(exchange_id)
             await self._restore(exchange_id)
         self._look_at_epoch(store)
@@ -503,16 +546,25 @@ class Admission:
                 return  # at the next tick
 
     async def aclose(self) -> None:
-        """Pays what is owed, once, and lets the store go."""
-        if self._owed:
-            try:
-                async with asyncio.timeout(2.0):
-                    for exchange_id in list(self._owed):
-                        if not await self._pay(exchange_id):
-                            break
-            except TimeoutError:
-                pass
+        """Pays what is owed and lets the store go. A store that is away for a moment is asked again: what it is not
+        told now, nobody tells it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PAY_S):
+                while not await self._pay_all():  # noqa: ASYNC110 - the store tells nobody when it is back
+                    await asyncio.sleep(0.1)
         await self.store.aclose()
+
+
+async def _sums(seed: Seed, windows: Sequence[BudgetWindow]) -> Mapping[str, int]:
+    """Raises `UnavailableError`."""
+    try:
+        return await seed(windows)
+    except (OSError, TimeoutError, UnavailableError) as error:
+        raise UnavailableError(
+            "The gateway refused the request: it cannot read what was spent so far. Try again shortly.",
+            code="ledger_unavailable",
+            retry_after_s=1.0,
+        ) from error
 
 
 def _unavailable(what: str, error: StoreDownError | None) -> UnavailableError:

@@ -106,7 +106,8 @@ class Reading:
 @dataclass(frozen=True, slots=True)
 class SilentHold:
     """A hold whose owner fell silent; it stays charged on `windows` (counter keys). The caller writes the `unknown`
-    row, for `key_hash`, at `at`. `is_over`: its owner settled after all, so the caller takes that row back."""
+    row, for `key_hash`, at `at`. `is_over`: its owner settled after all, so the caller takes that row back. Whoever has
+    done so tells the store, else it is given to somebody again."""
 
     exchange_id: str
     hold_nano: int

@@ -18,7 +18,7 @@ from sidecar.asgi import (
     Send,
     close_exchange,
     header,
-    is_chat,
+    is_call,
     open_exchange,
     read_body,
     receive_for,
@@ -73,8 +73,9 @@ class AuthMiddleware:
     """`keys` answers who calls. `identify` is a host app's own answer, asked first: with an identity no key is needed,
     `None` leaves it to `keys` (without `keys`: 401). A caller that may not call the model it asks for gets 403.
 
-    `callers` puts the end user (the body's `user`, else `end_user_header`) and the tags (`x-sidecar-tags: a,b`) of the
-    request above the caller. `access_groups` tells the groups a model is in, which lists of allowed models may name."""
+    `callers` puts the end user (the identity's own, else the body's `user`, else `end_user_header`) and the tags of the
+    request (`x-sidecar-tags: a,b`) above the caller. `access_groups` tells the groups a model is in,
+    which lists of allowed models may name."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class AuthMiddleware:
         callers: CallerLookup | None = None,
         end_user_header: str | None = None,
         access_groups: AccessGroups | None = None,
-        applies: Applies = is_chat,
+        applies: Applies = is_call,
     ) -> None:
         if keys is None and identify is None:
             raise ValueError("AuthMiddleware needs keys=, identify= or both")
@@ -110,7 +111,9 @@ class AuthMiddleware:
                 exchange.identify(identity)
                 payload = await read_body(scope, exchange)
                 user = payload.get("user")
-                if type(user) is str or self.end_user_header is not None:
+                if identity.end_user_id is not None:
+                    exchange.end_user_id = identity.end_user_id  # proved, where the request only says so
+                elif type(user) is str or self.end_user_header is not None:
                     exchange.end_user_id = self._end_user(scope, user)
                 tags = header(scope, b"x-sidecar-tags")
                 if tags is not None:

@@ -21,7 +21,7 @@ from sidecar.asgi import (
     Send,
     Tap,
     close_exchange,
-    is_chat,
+    is_call,
     open_exchange,
     receive_for,
     refuse,
@@ -33,7 +33,9 @@ from sidecar.exchange import Attempt, Exchange
 class BudgetMiddleware:
     """`policy.catalog` names the prices the worst case is computed from."""
 
-    def __init__(self, app: ASGIApp, *, policy: AdmissionPolicy, applies: Applies = is_chat) -> None:
+    def __init__(self, app: ASGIApp, *, policy: AdmissionPolicy, applies: Applies = is_call) -> None:
+        if policy.catalog is None:
+            raise ValueError("BudgetMiddleware needs a policy with a catalog: without prices all is free")
         self.app = app
         self.policy = policy
         self.applies = applies
@@ -66,7 +68,8 @@ class BudgetMiddleware:
             except HoldUsedUpError as error:
                 # No translator below that could have ended the answer.
                 if not exchange.answer_ended and not exchange.client_left:
-                    await send(_last_event(error))
+                    event = exchange.dialect.error_event(error)
+                    await send({"type": "http.response.body", "body": event, "more_body": False})
             finally:
                 await finish(exchange, self.policy)
         finally:
@@ -104,7 +107,3 @@ def _cut(attempt: Attempt, message: Message) -> None:
             "for it is used up."
         )
         raise attempt.error
-
-
-def _last_event(error: HoldUsedUpError) -> Message:
-    return {"type": "http.response.body", "body": b"data: " + error.body_bytes() + b"\n\n", "more_body": False}

@@ -29,7 +29,7 @@ from sidecar.asgi import (
     aside,
     close_exchange,
     header,
-    is_chat,
+    is_call,
     open_exchange,
     read_body,
     receive_for,
@@ -99,7 +99,7 @@ class IdempotencyMiddleware:
         store: AnswerStore,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
         wait_s: float = 60.0,
-        applies: Applies = is_chat,
+        applies: Applies = is_call,
     ) -> None:
         self.app = app
         self.store = store
@@ -129,7 +129,7 @@ class IdempotencyMiddleware:
                 await read_body(scope, exchange)
                 name = _name(exchange, key)
                 raw = exchange.raw or b""
-                asked = (route_path(scope), exchange.end_user_id or "", raw)
+                asked = (route_path(scope), exchange.end_user_id or "", exchange.tags, raw)
                 fingerprint = await aside(_fingerprint, *asked) if len(raw) >= BIG_BYTES else _fingerprint(*asked)
                 found = await self._claim(exchange, name, fingerprint)
             except RefusedError as error:
@@ -299,7 +299,9 @@ def _name(exchange: Exchange, key: bytes) -> str:
     return hashlib.sha256(whose.encode("utf-8", "surrogatepass") + b"\0" + key).hexdigest()
 
 
-def _fingerprint(path: str, end_user_id: str, raw: bytes) -> bytes:
-    digest = hashlib.sha256(f"{path}\0{end_user_id}\0".encode("utf-8", "surrogatepass"))
+def _fingerprint(path: str, end_user_id: str, tags: tuple[str, ...], raw: bytes) -> bytes:
+    """Of all that says what is asked for and who may serve it."""
+    text = "\0".join((path, end_user_id, *sorted(tags), ""))
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     digest.update(raw)
     return digest.digest()

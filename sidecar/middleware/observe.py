@@ -16,7 +16,7 @@ from sidecar.asgi import (
     Scope,
     Send,
     close_exchange,
-    is_chat,
+    is_call,
     open_exchange,
 )
 from sidecar.exchange import Exchange
@@ -42,7 +42,7 @@ class ObserveMiddleware:
         metrics: Metrics,
         access_log: AccessLog | None = None,
         records: Records | None = None,
-        applies: Applies = is_chat,
+        applies: Applies = is_call,
     ) -> None:
         self.app = app
         self.metrics = metrics

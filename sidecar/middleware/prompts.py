@@ -18,7 +18,7 @@ from sidecar.asgi import (
     Scope,
     Send,
     close_exchange,
-    is_chat,
+    is_call,
     open_exchange,
     receive_for,
 )
@@ -36,7 +36,7 @@ class Store(Protocol):
 
 
 class PromptsMiddleware:
-    def __init__(self, app: ASGIApp, *, store: Store, applies: Applies = is_chat) -> None:
+    def __init__(self, app: ASGIApp, *, store: Store, applies: Applies = is_call) -> None:
         self.app = app
         self.store = store
         self.applies = applies

@@ -20,7 +20,7 @@ from sidecar.asgi import (
     Send,
     Tap,
     close_exchange,
-    is_chat,
+    is_call,
     open_exchange,
     read_body,
     receive_for,
@@ -36,7 +36,7 @@ class RateLimitMiddleware:
     for what they would be refused."""
 
     def __init__(
-        self, app: ASGIApp, *, policy: AdmissionPolicy, room: WaitingRoom | None = None, applies: Applies = is_chat
+        self, app: ASGIApp, *, policy: AdmissionPolicy, room: WaitingRoom | None = None, applies: Applies = is_call
     ) -> None:
         self.app = app
         self.policy = policy

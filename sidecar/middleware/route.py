@@ -3,7 +3,7 @@ back until content began, so that fail-over is invisible.
 
 Neighbours: `routing.plan` (pure generator: what next), `routing.router` (who is healthy, who is chosen), the exchange
 (attempts are announced there). After the first content byte nothing is retried: the layer that knows the dialect ends
-the answer with an error.
+the answer with an error, unless another attempt may go on with it (`continuation`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sidecar.admit import estimate_of
+from sidecar.admit import TPM_OUTPUT_GUESS, estimate_of
 from sidecar.asgi import (
     Applies,
     ASGIApp,
@@ -25,12 +25,13 @@ from sidecar.asgi import (
     aside,
     candidates_of,
     close_exchange,
-    is_chat,
+    is_call,
     open_exchange,
     read_body,
     refuse,
 )
 from sidecar.attempts import Dispatch, Places
+from sidecar.continuation import Continuation, Continuations
 from sidecar.errors import (
     NotFoundError,
     RateLimitedError,
@@ -44,14 +45,12 @@ from sidecar.routing.affinity import prefix_of
 from sidecar.routing.candidates import Candidates, Try
 from sidecar.routing.catalog import Catalog
 from sidecar.routing.health import Health
-from sidecar.routing.plan import SLOW, WAIT, Failure, Full, Plan, Policy, Said, Slow, Wait, attempts
+from sidecar.routing.plan import SLOW, WAIT, Failure, Full, Plan, Policy, Said, Slow, Wait, attempts, opening
 from sidecar.routing.router import Here, Router
 from sidecar.routing.verdict import final_error
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.types import Deployment
 from sidecar.waiting import WaitingRoom
-
-TPM_OUTPUT_GUESS = 256
 
 
 class RouteMiddleware:
@@ -70,8 +69,9 @@ class RouteMiddleware:
         router: Router | None = None,
         places: Places | None = None,
         room: WaitingRoom | None = None,
+        continuations: Continuations | None = None,
         draw: Callable[[], float] = random.random,
-        applies: Applies = is_chat,
+        applies: Applies = is_call,
     ) -> None:
         self.app = app
         self.catalog = catalog
@@ -79,9 +79,12 @@ class RouteMiddleware:
         self.router = router if router is not None else Router(health=health)
         self.places = places
         self.room = room
+        self.continuations = continuations
         self.draw = draw
         self.applies = applies
         self._version = catalog.version
+        self._plain = Here(self.router, draw, is_counting=places is None)
+        """Of all requests that need no view of their own."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not self.applies(scope):
@@ -110,18 +113,33 @@ class RouteMiddleware:
     async def _dispatch(
         self, scope: Scope, exchange: Exchange, candidates: Sequence[Deployment], send: Send, started_at: float
     ) -> None:
+        policy = self.policy if exchange.deadline_s is None else self.policy_of(exchange, started_at)
         plan: Plan | None = None
         failures: list[tuple[Deployment, UpstreamError]] = []
         here: Here | None = None
+        first: Deployment | None = None
         step: Try | Wait | float | None
         if type(candidates) is Candidates and candidates.lone is not None:
-            step = candidates.lone  # the plan is made when it is needed
+            step = candidates.lone
+            first = step.deployment
         else:
             here = self._here(exchange, candidates)
-            if type(candidates) is Candidates and (candidates.has_tags or candidates.has_limits):
-                candidates = await self._look(exchange, candidates, here)
-            plan = self._plan(exchange, candidates, here, started_at)
-            step = _advance(plan, None)
+            if type(candidates) is Candidates:
+                at = started_at
+                if candidates.has_tags or candidates.has_limits:
+                    candidates = await self._look(exchange, candidates, here)
+                    at = exchange.now()
+                first = opening(candidates, policy=policy, world=here, at=at, started_at=started_at)
+            if first is not None:
+                step = Try(first)  # the plan is made when it is needed
+            else:
+                plan = self._plan(exchange, candidates, policy, here, started_at)
+                step = _advance(plan, None)
+        goes_on: Continuation | None = None
+        if self.continuations is not None and exchange.is_stream:
+            goes_on = self.continuations.of(exchange, candidates[0].group, send)
+            if goes_on is not None:
+                send = exchange.continuation = goes_on
         race: Race | None = None
         if self.router.hedges.is_on and len(candidates) > 1:
             group = candidates[0].group
@@ -135,6 +153,8 @@ class RouteMiddleware:
                     if step.wait_s and await _leaves_within(exchange, step.wait_s):
                         exchange.outcome = "client_left"
                         return
+                    if goes_on is not None and goes_on.is_broken:
+                        await goes_on.prepare()
                     dispatch = Dispatch(self, scope, exchange, step.deployment, send, started_at, here)
                 outcome: Failure | Full | Slow | None
                 if race is not None:
@@ -151,16 +171,29 @@ class RouteMiddleware:
                         failures.append((dispatch.deployment, dispatch.error))
                     refusal = refusal or dispatch.refusal
                 if plan is None:
-                    here = Here(self.router, self.draw)
-                    plan = self._plan(exchange, candidates, here, started_at)
-                    next(plan, None)  # its deadline may be over
+                    if here is None:
+                        here = Here(self.router, self.draw)
+                    plan = self._plan(exchange, candidates, policy, here, started_at, first)
+                    next(plan)
                 step = _advance(plan, outcome)
                 if step is WAIT and outcome is SLOW and race is not None:
                     race.nobody_else()
+                if goes_on is not None and goes_on.is_broken and race is not None:
+                    await race.aclose()  # it is decided; what goes on runs alone
+                    race = None
+                    if step is WAIT:
+                        step = _advance(plan, _outrun())
+        except RefusedError:
+            if goes_on is None or not goes_on.is_broken:
+                raise
         finally:
             if race is not None:
                 await race.aclose()
-        if failures:
+            if goes_on is not None:
+                exchange.continuation = None
+        if goes_on is not None and goes_on.is_broken:
+            await goes_on.end_with(failures)
+        elif failures:
             extra = [(b"x-sidecar-attempts", str(len(exchange.attempts)).encode())]
             await refuse(exchange, final_error(failures), send, extra)
         elif refusal is not None:
@@ -206,9 +239,24 @@ class RouteMiddleware:
                 exchange.outcome = exchange.outcome or "client_left"  # nothing was sent: nothing is charged
             raise
 
-    def _plan(self, exchange: Exchange, candidates: Sequence[Deployment], here: Here, started_at: float) -> Plan:
-        policy = self.policy_of(exchange, started_at)
-        return attempts(candidates, policy=policy, world=here, now=exchange.now, draw=self.draw, started_at=started_at)
+    def _plan(
+        self,
+        exchange: Exchange,
+        candidates: Sequence[Deployment],
+        policy: Policy,
+        here: Here,
+        started_at: float,
+        first: Deployment | None = None,
+    ) -> Plan:
+        return attempts(
+            candidates,
+            policy=policy,
+            world=here,
+            now=exchange.now,
+            draw=self.draw,
+            started_at=started_at,
+            first=first,
+        )
 
     def policy_of(self, exchange: Exchange, started_at: float) -> Policy:
         """With the client's own deadline, if that is sooner. It began when the request came."""
@@ -229,9 +277,11 @@ class RouteMiddleware:
         if self._version != self.catalog.version:
             self._version = self.catalog.version
             router.keep(self.catalog.deployments)
+        if not router.is_ever_sticky and type(candidates) is Candidates and not candidates.has_limits:
+            return self._plain
         here = Here(router, self.draw, is_counting=self.places is None)
-        if router.is_sticky(candidates[0].group) and exchange.payload is not None:
-            here.home = prefix_of(exchange.payload)
+        if router.is_ever_sticky and router.is_sticky(candidates[0].group) and exchange.payload is not None:
+            here.home = prefix_of(exchange.dialect.beginning(exchange.payload))
         return here
 
     async def _look(self, exchange: Exchange, candidates: Candidates, here: Here) -> Candidates:
@@ -248,6 +298,7 @@ class RouteMiddleware:
         if candidates.has_limits:
             is_big = exchange.estimate is None and len(exchange.raw or b"") >= BIG_BYTES
             tokens_in, tokens_out = await aside(estimate_of, exchange) if is_big else estimate_of(exchange)
+            tokens_in -= exchange.carried_tokens  # a bound for money; rates learn the count when it is told
             here.tokens = tokens_in + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS)
         return candidates
 
@@ -259,6 +310,11 @@ def _advance(plan: Plan, outcome: Said | None) -> Try | Wait | float | None:
     except StopIteration as end:
         said: float | None = end.value
         return said
+
+
+def _outrun() -> Failure:
+    """Of the one that lost the race, which the plan still waits for."""
+    return Failure("outrun", is_free=True)
 
 
 async def _leaves_within(exchange: Exchange, seconds: float) -> bool:

@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from sidecar.asgi import Applies, ASGIApp, Front, Receive, Scope, Send, close_exchange, is_chat, open_exchange, refuse
+from sidecar.asgi import Applies, ASGIApp, Front, Receive, Scope, Send, close_exchange, is_call, open_exchange, refuse
 from sidecar.errors import UnavailableError
 
 _COME_BACK_S = 3.0
@@ -62,7 +62,7 @@ class ShedMiddleware:
         max_lag_s: float | None = None,
         lag: LoopLag | None = None,
         draw: Callable[[], float] = random.random,
-        applies: Applies = is_chat,
+        applies: Applies = is_call,
     ) -> None:
         if max_lag_s is not None and lag is None:
             raise ValueError("max_lag_s needs a LoopLag that is started")

@@ -7,6 +7,7 @@ Neighbours: `spend.recorder.Recorder`. Works alone in front of any ASGI app.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Protocol
 
 import anyio
@@ -25,7 +26,7 @@ from sidecar.asgi import (
     Tap,
     close_exchange,
     header,
-    is_chat,
+    is_call,
     is_event_stream,
     open_exchange,
     read_body,
@@ -37,15 +38,17 @@ from sidecar.exchange import Attempt, Exchange
 from sidecar.types import Deployment, Outcome, SpendRecord, format_usd
 
 BUFFER_BYTES = 8 * 1024 * 1024
-_END_EVENT = b"data: [DONE]"
+_NOT_WRITTEN = UnavailableError(
+    "The gateway could not write the spend record, so the answer was cut.", code="record_not_written"
+)
 
 
 class Recorder(Protocol):
     """What Spend needs of `spend.recorder.Recorder`."""
 
-    async def intent(self, record: SpendRecord) -> None: ...
+    def intent(self, record: SpendRecord) -> Awaitable[None]: ...
 
-    async def record(self, record: SpendRecord) -> None: ...
+    def record(self, record: SpendRecord) -> Awaitable[None]: ...
 
 
 class SpendMiddleware:
@@ -59,7 +62,7 @@ class SpendMiddleware:
         *,
         recorder: Recorder,
         deployment: Deployment | None = None,
-        applies: Applies = is_chat,
+        applies: Applies = is_call,
     ) -> None:
         self.app = app
         self.recorder = recorder
@@ -85,12 +88,14 @@ class SpendMiddleware:
             except ClientDisconnectedError:
                 exchange.outcome = "client_left"
                 return
+            except BaseException:
+                await self._record_cut_off(exchange)
+                raise
             answer = _Answer(self, exchange, send, has_trailer=header(scope, b"x-sidecar-cost") == b"trailer")
             try:
                 await self.app(scope, receive_for(exchange), Tap(exchange, answer))
             except BaseException:
-                with anyio.move_on_after(SETTLE_LIMIT_S, shield=True):
-                    await self._record_rest(exchange)
+                await self._record_cut_off(exchange)
                 raise
             await self._record_rest(exchange)
         finally:
@@ -103,6 +108,10 @@ class SpendMiddleware:
         if not attempt.hold_nano:
             attempt.hold_nano = worst_case(exchange, attempt.deployment)
         await self.recorder.intent(_row(exchange, attempt, "unknown", "incomplete", attempt.hold_nano))
+
+    async def _record_cut_off(self, exchange: Exchange) -> None:
+        with anyio.move_on_after(SETTLE_LIMIT_S, shield=True):
+            await self._record_rest(exchange)
 
     async def _record_rest(self, exchange: Exchange) -> None:
         """What the answer's end did not record: failed and abandoned attempts. A row that cannot be written stays an
@@ -163,6 +172,7 @@ def _row(exchange: Exchange, attempt: Attempt, status: str, outcome: Outcome, co
         first_byte_ms=None if first is None else max(0, int((first - attempt.started_at) * 1000)),
         dropped=attempt.dropped,
         tags=exchange.tags or caller.tags,
+        began_at=attempt.started_at,
     )
 
 
@@ -247,7 +257,7 @@ class _Answer:
         if self._held:
             body = self._held + body
             self._held = b""
-        cut = _end_at(body) if more else 0
+        cut = self._exchange.dialect.end_at(body) if more else 0
         if more and cut < 0:
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
             return
@@ -261,32 +271,9 @@ class _Answer:
         except UnavailableError as error:
             self._exchange.outcome, self._exchange.error = "incomplete", error
             # The record could not be written: the answer is cut, it must not look whole.
-            await self._send({"type": "http.response.body", "body": _CUT_EVENT, "more_body": False})
+            event = self._exchange.dialect.error_event(_NOT_WRITTEN)
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
             return
         if self._has_trailer and (cost := _cost(self._exchange)) is not None:
             body += b": x-sidecar-cost-usd " + cost + b"\n\n"
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-_CUT_EVENT = (
-    b'data: {"error":{"message":"The gateway could not write the spend record, so the answer was cut.",'
-    b'"type":"service_unavailable","param":null,"code":"record_not_written"}}\n\n'
-)
-
-
-def _end_at(body: bytes) -> int:
-    """Where the end event, or what may become it with the next piece, begins; -1 if nowhere."""
-    if len(body) > 64:
-        tail = body[-64:]
-        at = tail.rfind(_END_EVENT)
-        if at >= 0:
-            return len(body) - 64 + at
-    else:
-        at = body.rfind(_END_EVENT)
-        if at >= 0:
-            return at
-    line = max(body.rfind(b"\n"), body.rfind(b"\r")) + 1
-    rest = body[line:]
-    if rest and _END_EVENT.startswith(rest):
-        return line
-    return -1

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 
-import msgspec
-
+from sidecar.admit import cap_at
 from sidecar.asgi import (
     MAX_BODY_BYTES,
     Applies,
@@ -25,13 +24,15 @@ from sidecar.asgi import (
     Send,
     aside,
     close_exchange,
-    is_chat,
+    is_call,
     open_exchange,
     read_body,
     refuse,
 )
-from sidecar.errors import BadRequestError, RefusedError, UpstreamBrokenError, UpstreamError, without_credentials
+from sidecar.errors import BadRequestError, RefusedError, UpstreamBrokenError, UpstreamError
 from sidecar.exchange import ATTEMPT_KEY, Attempt, Exchange, attempt_in
+from sidecar.translate.dialects import CHAT
+from sidecar.translate.fields import shown_names
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.translate.provider import Call, Head, Media, Provider, StreamTranslator
 from sidecar.translate.registry import get_provider
@@ -62,7 +63,7 @@ class TranslateMiddleware:
         *,
         deployment: Deployment | None = None,
         fetch_media: FetchMedia | None = None,
-        applies: Applies = is_chat,
+        applies: Applies = is_call,
     ) -> None:
         self.app = app
         self.deployment = deployment
@@ -107,14 +108,21 @@ class TranslateMiddleware:
     async def _attempt(self, scope: Scope, exchange: Exchange, attempt: Attempt, send: Send) -> None:
         deployment = attempt.deployment
         provider = get_provider(deployment.provider)
-        payload = exchange.payload
+        if exchange.dialect is not CHAT:
+            provider = exchange.dialect.speaker(provider)
+        payload, raw = exchange.payload, exchange.raw
+        if exchange.continuation is not None and exchange.continuation.raw is not None:
+            payload, raw = exchange.continuation.payload, exchange.continuation.raw
         assert payload is not None
-        assert exchange.raw is not None
+        assert raw is not None
+        edits = exchange.edits
+        if "output_cap" in edits:
+            edits = {**edits, "output_cap": cap_at(deployment, edits["output_cap"])}
         call = Call(
             payload=payload,
-            raw=exchange.raw,
+            raw=raw,
             model=deployment.model,
-            edits=exchange.edits,
+            edits=edits,
             is_stream=exchange.is_stream,
             exchange_id=exchange.exchange_id,
             now=exchange.started_at,
@@ -123,6 +131,7 @@ class TranslateMiddleware:
             allowed_params=deployment.allowed_params,
             max_output_tokens=deployment.max_output_tokens,
             options=deployment.options,
+            ids=exchange.ids.at(exchange, deployment) if exchange.ids is not None else None,
         )
         try:
             if wanted := provider.needs(call):
@@ -132,7 +141,7 @@ class TranslateMiddleware:
         except RefusedError:
             attempt.is_sent = False
             raise
-        attempt.dropped = tuple(without_credentials(name) for name in request.dropped)
+        attempt.dropped = shown_names(request.dropped) if request.dropped else ()
         path = request.path
         below = dict(scope)
         below[ATTEMPT_KEY] = attempt
@@ -155,6 +164,8 @@ class TranslateMiddleware:
             if not answer.has_sent:
                 raise error
             if not exchange.client_left:
+                if exchange.continuation is not None and exchange.continuation.may_follow(attempt, error):
+                    raise error
                 await answer.end_with(error)
 
 
@@ -166,6 +177,7 @@ class _Answer:
         "_call",
         "_exchange",
         "_head",
+        "_mark",
         "_parts",
         "_provider",
         "_send",
@@ -181,6 +193,7 @@ class _Answer:
         self._attempt = attempt
         self._provider = provider
         self._call = call
+        self._mark = exchange.dialect.event_mark
         self._send = send
         self._head: Head | None = None
         self._stream: StreamTranslator | None = None
@@ -229,7 +242,7 @@ class _Answer:
             attempt.usage = stream.usage  # of what came before, in this piece too
             raise
         if out:
-            attempt.events_seen += out.count(b"data:")
+            attempt.events_seen += out.count(self._mark)
             if not attempt.content_started and stream.content_started:
                 attempt.content_started = True
         attempt.usage = stream.usage
@@ -276,6 +289,8 @@ class _Answer:
             error = self._provider.error(self._call, self._head, body)
             raise error
         if self._call.is_stream:
+            if len(body) < BIG_BYTES:
+                self._provider.response(self._call, self._head, body)  # raises the error it states, if it states one
             raise UpstreamBrokenError(
                 f"Provider {self._provider.name} did not answer the stream request with a stream."
             )
@@ -296,5 +311,5 @@ class _Answer:
         self._exchange.outcome = "incomplete"
         self._exchange.error = error
         self.is_done = True
-        event = b"data: " + msgspec.json.encode(error.body()) + b"\n\n"
+        event = self._exchange.dialect.error_event(error, self._stream)
         await self._send({"type": "http.response.body", "body": event, "more_body": False})

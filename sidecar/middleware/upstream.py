@@ -221,7 +221,9 @@ class UpstreamProxy:
         exchange.inbox.on_left(guard.left)
         answer: HttpAnswer | None = None
         front = exchange.front if exchange.is_stream and self.heartbeat.every_s else None
-        silent = self.heartbeat.watch(front, guard) if front is not None and self.heartbeat.is_early else None
+        silent = None
+        if front is not None and (self.heartbeat.is_early or exchange.answer_started):
+            silent = self.heartbeat.watch(front, guard, deployment.timeouts.total_s)
         try:
             try:
                 guard.is_waiting = True
@@ -233,7 +235,7 @@ class UpstreamProxy:
                 attempt.first_byte_at = exchange.now()
                 if front is not None:
                     if silent is None and answer.status < 300 and _is_stream(exchange, answer):
-                        silent = self.heartbeat.watch(front, guard)
+                        silent = self.heartbeat.watch(front, guard, deployment.timeouts.total_s)
                     if front.beating is not None:
                         await front.quiet()
                 await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
@@ -266,6 +268,7 @@ class UpstreamProxy:
             except asyncio.CancelledError:
                 if not guard.was_used(asyncio.current_task()):
                     raise
+                exchange.inbox.leave()
             exchange.outcome = "client_left"
             attempt.ended_at = exchange.now()
         finally:
@@ -301,7 +304,12 @@ class _LeaveGuard:
         self.is_waiting = False
 
     def left(self) -> None:
-        if self.is_waiting and self._task is not None and not self._has_cancelled:
+        if self.is_waiting:
+            self.stuck()
+
+    def stuck(self) -> None:
+        """Whatever it waits for: by now that is the client."""
+        if self._task is not None and not self._has_cancelled:
             self._has_cancelled = True
             self._task.cancel("the client left")
 

@@ -8,16 +8,20 @@ busier than the others is passed over, so stickiness never makes a queue.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from math import log
 from typing import Any
 
 from sidecar.routing.board import Board
+from sidecar.routing.level import as_level
 from sidecar.types import Deployment
 
 MAX_CHARS = 8_192
 """Of the beginning that are read: caches begin to pay off long before."""
 MAX_PARTS = 64
+KEPT = 4096
+"""Conversations whose home need not be computed again."""
 SLACK = 0.25
 """A home may have this share more calls in flight than the mean, and one."""
 
@@ -66,21 +70,23 @@ def _texts(content: Any) -> Iterator[str]:
 def at_home(prefix: int, deployments: Sequence[Deployment], board: Board) -> Deployment:
     """The deployment with the highest draw for this beginning (rendezvous hashing, by weight): one that comes or goes
     moves only the conversations it gets or had."""
-    ranked = sorted(deployments, key=lambda d: _draw(prefix, d), reverse=True)
-    weights = sum(d.weight for d in deployments)
-    calls = sum(board.of(d).in_flight for d in deployments) + 1
-    for deployment in ranked:
-        if board.of(deployment).in_flight <= (1 + SLACK) * calls * deployment.weight / weights:
-            return deployment
-    return ranked[0]
+    level = as_level(deployments)
+    lives, weights = board.all_of(level), level.weights
+    ranked = _ranked(prefix, level.names, weights)
+    share = (1 + SLACK) * (sum([live.in_flight for live in lives]) + 1) / level.sums[level.last]
+    for number in ranked:
+        if lives[number].in_flight <= share * weights[number]:
+            return level[number]
+    return level[ranked[0]]
 
 
-def _draw(prefix: int, deployment: Deployment) -> float:
-    digest = blake2b(deployment.deployment_id.encode("utf-8", "surrogatepass"), digest_size=8, key=_key(prefix))
-    number = int.from_bytes(digest.digest(), "big") >> 11
-    # -w / ln(u): the highest of these is each with probability w / sum of w.
-    return -deployment.weight / log((number + 1) / (2**53 + 2))
-
-
-def _key(prefix: int) -> bytes:
-    return prefix.to_bytes(8, "big")
+@lru_cache(KEPT)
+def _ranked(prefix: int, names: tuple[bytes, ...], weights: tuple[float, ...]) -> tuple[int, ...]:
+    """By their draws, the highest first. Kept for the turns that follow: it does not change."""
+    key = prefix.to_bytes(8, "big")
+    draws = [int.from_bytes(blake2b(name, digest_size=8, key=key).digest(), "big") >> 11 for name in names]
+    if len(set(weights)) > 1:
+        # -w / ln(u): the highest of these is each with probability w / sum of w. Of equal weights it is in their order.
+        by_weight = [-weight / log((draw + 1) / (2**53 + 2)) for draw, weight in zip(draws, weights, strict=True)]
+        return tuple(sorted(range(len(names)), key=by_weight.__getitem__, reverse=True))
+    return tuple(sorted(range(len(names)), key=draws.__getitem__, reverse=True))

@@ -5,14 +5,16 @@ Neighbours: `catalog` makes them, Budget prices all of them, `plan` goes through
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from sidecar.routing.level import as_level
 from sidecar.types import Deployment
 
 Levels = tuple[tuple[Deployment, ...], ...]
+_KEPT = 64
 _NO_WAYS: Mapping[str, Levels] = MappingProxyType({})
 
 
@@ -46,7 +48,11 @@ class Candidates(tuple[Deployment, ...]):
     ways: Mapping[str, Levels]
     has_limits: bool
     has_tags: bool
+    tags: frozenset[str]
     lone: Try | None
+    own: Deployment
+    """One of the asked-for group, also where none of it is left: all of other groups are fallbacks."""
+    parts: dict[str, Candidates]
     noted: tuple[Any, ...] | None = None
     """What records of exchanges keep of them, made once by whoever does."""
 
@@ -57,38 +63,54 @@ class Candidates(tuple[Deployment, ...]):
         """`groups`: the asked-for one first. Each group is levels of its own, also if two are of one wildcard."""
         levels = _levels(groups)
         others = {kind: _levels(found) for kind, found in ways.items() if found}
-        return cls._made(levels, others)
+        return cls._made(levels, others, groups[0][0])
 
     @classmethod
-    def _made(cls, levels: Levels, ways: Mapping[str, Levels]) -> Candidates:
+    def _made(cls, levels: Levels, ways: Mapping[str, Levels], own: Deployment) -> Candidates:
         every: dict[tuple[str, str], Deployment] = {}
         for way in (levels, *ways.values()):
             for level in way:
                 for deployment in level:
                     every.setdefault((deployment.deployment_id, deployment.model), deployment)
+        levels = tuple(map(as_level, levels))
+        ways = {kind: tuple(map(as_level, found)) for kind, found in ways.items()}
         made = cls(every.values())
         made.levels, made.ways = levels, {kind: found for kind, found in ways.items() if found}
+        made.own = own
         made.has_limits = any(not d.limits.is_empty for d in made)
-        made.has_tags = any(d.tags for d in made)
+        made.tags = frozenset(tag for d in made for tag in d.tags)
+        made.has_tags = bool(made.tags)
         is_lone = len(made) == 1 and not made.has_limits and not made.has_tags
         made.lone = Try(made[0]) if is_lone else None
+        made.parts = {}
         return made
+
+    def only(self, keeps: Callable[[Deployment], bool], name: str = "") -> Candidates:
+        """Those that `keeps` says yes to; kept under `name`, if it has one, for it always says the same."""
+        found = self.parts.get(name) if name else None
+        if found is None:
+            if all(map(keeps, self)):
+                found = self
+            else:
+                ways = {kind: _kept(way, keeps) for kind, way in self.ways.items()}
+                found = self._made(_kept(self.levels, keeps), ways, self.own)
+            if name:
+                self.parts[name] = found
+        return found
 
     def for_tags(self, tags: Sequence[str]) -> Candidates:
         """Those a request with these tags may use. One that carries a tag serves only requests that have one of its
         tags; where any deployment has one of the request's, only such serve it: a region is left for no fallback."""
-        wanted = set(tags)
-        is_meant = any(not wanted.isdisjoint(d.tags) for d in self)
-
-        def kept(levels: Levels) -> Levels:
-            found = (
-                tuple(d for d in level if (not wanted.isdisjoint(d.tags) if is_meant else not d.tags))
-                for level in levels
-            )
-            return tuple(level for level in found if level)
-
-        return self._made(kept(self.levels), {kind: kept(levels) for kind, levels in self.ways.items()})
+        wanted = self.tags.intersection(tags)
+        # Who asks chooses the tags: not all there can be are kept.
+        name = "\0".join(["tags", *sorted(wanted)]) if len(self.parts) < _KEPT else ""
+        return self.only(lambda d: not wanted.isdisjoint(d.tags) if wanted else not d.tags, name)
 
 
 def _levels(groups: Sequence[Sequence[Deployment]]) -> Levels:
     return tuple(level for members in groups for level in _by_order(members))
+
+
+def _kept(levels: Levels, keeps: Callable[[Deployment], bool]) -> Levels:
+    found = (tuple(filter(keeps, level)) for level in levels)
+    return tuple(level for level in found if level)

@@ -15,6 +15,7 @@ from sidecar.types import Deployment, Identity
 
 K = TypeVar("K")
 V = TypeVar("V")
+_STEPS = (".", "..")
 _NONE: frozenset[str] = frozenset()
 _KEPT = 2048
 """Answers kept for names clients ask for (they choose them below a wildcard) and what their keys may call."""
@@ -115,7 +116,9 @@ class Catalog:
         pattern = self._wildcard(name)
         if pattern is None:
             return ()
-        made = tuple(self._made(d, name[len(pattern) - 1 :]) for d in self._groups[pattern])
+        made = tuple(self._made(d, name, name[len(pattern) - 1 :]) for d in self._groups[pattern])
+        if any(part in _STEPS for d in made for part in d.model.split("/")):
+            made = ()  # some providers' paths have the model in them, and the caller chooses none
         _room(self._concrete)[name] = made
         return made
 
@@ -127,10 +130,10 @@ class Catalog:
                     return pattern
         return None
 
-    def _made(self, deployment: Deployment, rest: str) -> Deployment:
+    def _made(self, deployment: Deployment, name: str, rest: str) -> Deployment:
         model = deployment.model.replace("*", rest) if "*" in deployment.model else deployment.model
         price = self._prices.get(deployment.provider, {}).get(model, deployment.price)
-        return replace(deployment, model=model, price=price)
+        return replace(deployment, model=model, price=price, called=name)
 
     def candidates(self, model: str, identity: Identity) -> Candidates:
         """Deployments that may serve `model` for this caller: its own group first, then its fallbacks', each once.

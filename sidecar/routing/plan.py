@@ -7,6 +7,8 @@
     step = plan.send(SLOW)                             # who else, at the same time? Try(…), or WAIT: nobody
     step = plan.send(Failure("server", of=deployment)) # of two at once, which; WAIT: the other is still out
 
+What comes before the first step may be asked for alone, by `opening`: most requests need no more of a plan.
+
 Levels are used up in order: the asked-for group by `order`, then its fallbacks. Within a level the world chooses. A
 deployment that was tried comes again only when no other is left, after a wait. One budget of attempts and one deadline
 span everything. Returns the seconds after which one that was full has room, if all that is left are full.
@@ -14,7 +16,7 @@ span everything. Returns the seconds after which one that was full has room, if 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,6 +78,7 @@ class World(Protocol):
 
     def healthy(self, deployments: Sequence[Deployment], now: float) -> Sequence[Deployment]: ...
     def probe(self, deployments: Sequence[Deployment], now: float) -> Deployment | None: ...
+    def has_room(self, deployments: Sequence[Deployment], now: float) -> bool: ...
     def room_in_s(self, deployment: Deployment, now: float) -> float: ...
     def choose(self, deployments: Sequence[Deployment], now: float) -> Deployment: ...
 
@@ -103,6 +106,19 @@ class _State:
         self.full: dict[Key, float] = {}
 
 
+def opening(candidates: Candidates, *, policy: Policy, world: World, at: float, started_at: float) -> Deployment | None:
+    """Whom the first step of a plan would ask, at once: the plan may be made later, with this as its `first`, and is
+    the same. `None`: make the plan now."""
+    if at >= started_at + 0.9 * policy.deadline_s:
+        return None
+    levels = candidates.levels
+    if candidates.has_limits:
+        for level in levels:
+            if not world.has_room(level, at):
+                return None
+    return _first(levels, world, at, may_probe=True)
+
+
 def attempts(
     candidates: Sequence[Deployment],
     *,
@@ -111,7 +127,9 @@ def attempts(
     now: Callable[[], float],
     draw: Callable[[], float],
     started_at: float | None = None,
+    first: Deployment | None = None,
 ) -> Plan:
+    """`first`: what `opening` said."""
     at = now()
     # The last instant at which another attempt is worth beginning.
     last_at = (at if started_at is None else started_at) + policy.deadline_s - min(LEAST_S, policy.deadline_s / 10)
@@ -123,15 +141,19 @@ def attempts(
     state = _State()
     counts = state.counts
     while True:
-        if has_limits:
-            _ask_room(levels, state, world, at)
-        # A trial that fails must not be the client's last chance.
-        chosen, ready_at = _next(levels, state, world, at, may_probe=left > 1)
-        if chosen is None:
-            return _earliest(state, at)
-        wait_s = max(ready_at - at, 0.0)
-        if wait_s > policy.max_wait_s or at + wait_s >= last_at:
-            return None
+        if first is not None:
+            chosen, first, wait_s = first, None, 0.0
+        else:
+            if has_limits:
+                _ask_room(levels, state, world, at)
+            # A trial that fails must not be the client's last chance, unless none ever has another.
+            may_probe = at < last_at and (left > 1 or not policy.retries)
+            found, ready_at = _next(levels, state, world, at, may_probe=may_probe)
+            if found is None:
+                return _earliest(state, at)
+            chosen, wait_s = found, max(ready_at - at, 0.0)
+            if wait_s > policy.max_wait_s or at + wait_s >= last_at:
+                return None
         outcome = yield Try(chosen, wait_s)
         if type(outcome) is Slow:
             chosen, outcome, left = yield from _beside(
@@ -251,23 +273,13 @@ def _next(
     levels: Levels, state: _State, world: World, at: float, *, may_probe: bool
 ) -> tuple[Deployment | None, float]:
     """The deployment of the next try and when it may begin."""
-    spare: Sequence[Deployment] = ()
     tried, full = state.tried, state.full
-    for level in levels:
-        fresh: Sequence[Deployment] = level
-        if tried or full:
-            fresh = [d for d in level if _key(d) not in tried and _key(d) not in full]
-        if not fresh:
-            continue
-        if may_probe and (probed := world.probe(fresh, at)) is not None:
-            return probed, at
-        healthy = world.healthy(fresh, at)
-        if healthy:
-            return (healthy[0] if len(healthy) == 1 else world.choose(healthy, at)), at
-        spare = spare or fresh
-    if spare:
-        # All that were not tried yet pause. Nobody is locked out for that.
-        return world.choose(spare, at), at
+    fresh: Iterable[Sequence[Deployment]] = levels
+    if tried or full:
+        fresh = ([d for d in level if _key(d) not in tried and _key(d) not in full] for level in levels)
+    chosen = _first(fresh, world, at, may_probe)
+    if chosen is not None:
+        return chosen, at
     again = [
         d for level in levels for d in level if _key(d) in tried and _key(d) not in state.dead and _key(d) not in full
     ]
@@ -276,6 +288,22 @@ def _next(
     ready_at = state.ready_at
     soonest = min(again, key=lambda d: ready_at.get(_key(d), at))
     return soonest, ready_at.get(_key(soonest), at)
+
+
+def _first(levels: Iterable[Sequence[Deployment]], world: World, at: float, may_probe: bool) -> Deployment | None:
+    """Of those that were not tried yet."""
+    spare: Sequence[Deployment] = ()
+    for level in levels:
+        if not level:
+            continue
+        if may_probe and (probed := world.probe(level, at)) is not None:
+            return probed
+        healthy = world.healthy(level, at)
+        if healthy:
+            return healthy[0] if len(healthy) == 1 else world.choose(healthy, at)
+        spare = spare or level
+    # All that were not tried yet pause. Nobody is locked out for that.
+    return world.choose(spare, at) if spare else None
 
 
 def _ask_room(levels: Levels, state: _State, world: World, at: float) -> None:

@@ -11,6 +11,7 @@ from sidecar.routing.affinity import at_home
 from sidecar.routing.board import Board
 from sidecar.routing.health import Health
 from sidecar.routing.hedging import Hedges
+from sidecar.routing.level import Level
 from sidecar.routing.strategies import STRATEGIES, Strategy
 from sidecar.types import Deployment
 
@@ -33,27 +34,28 @@ class Router:
         self.health = health if health is not None else Health()
         self.board = board if board is not None else Board()
         self.hedges = hedges if hedges is not None else Hedges()
-        self._default = STRATEGIES[strategy]
-        self._by_group = {group: STRATEGIES[name] for group, name in (strategies or {}).items()}
+        self.default: Strategy = STRATEGIES[strategy]
+        self.by_group = {group: STRATEGIES[name] for group, name in (strategies or {}).items()}
         self._affinity = affinity
         self._affinities = dict(affinities or {})
+        self.is_ever_sticky = affinity or any(self._affinities.values())
 
     def is_sticky(self, group: str) -> bool:
         return self._affinities.get(group, self._affinity) if self._affinities else self._affinity
 
     def strategy_of(self, group: str) -> str:
-        strategy = self._by_group.get(group, self._default)
+        strategy = self.by_group.get(group, self.default)
         return next(name for name, function in STRATEGIES.items() if function is strategy)
 
     def choose(
         self, deployments: Sequence[Deployment], now: float, draw: Callable[[], float], home: int | None = None
     ) -> Deployment:
-        first = deployments[0]
-        if len(deployments) == 1:
-            return first
-        if home is not None and self.is_sticky(first.group):
-            return at_home(home, deployments, self.board)
-        strategy: Strategy = self._by_group.get(first.group, self._default) if self._by_group else self._default
+        strategy = self.default
+        if home is not None or self.by_group:
+            group = deployments[0].group
+            if home is not None and self.is_sticky(group):
+                return at_home(home, deployments, self.board)
+            strategy = self.by_group.get(group, strategy)
         return strategy(deployments, self.board, now, draw)
 
     def keep(self, deployments: Iterable[Deployment]) -> None:
@@ -64,9 +66,9 @@ class Router:
 
 
 class Here:
-    """The plan's view for one request: `tokens` it may use, `home` of its beginning, `takes` places it asked for."""
+    """The plan's view: `tokens` the request may use, `home` of its beginning, `takes` places that were asked for."""
 
-    __slots__ = ("_draw", "_router", "home", "is_counting", "takes", "tokens")
+    __slots__ = ("_draw", "_router", "healthy", "home", "is_counting", "probe", "takes", "tokens")
 
     def __init__(
         self,
@@ -79,16 +81,20 @@ class Here:
     ) -> None:
         self._router = router
         self._draw = draw
+        self.healthy = router.health.healthy
+        self.probe = router.health.probe
         self.tokens = tokens
         self.home = home
         self.is_counting = is_counting
         self.takes = 0
 
-    def healthy(self, deployments: Sequence[Deployment], now: float) -> Sequence[Deployment]:
-        return self._router.health.healthy(deployments, now)
-
-    def probe(self, deployments: Sequence[Deployment], now: float) -> Deployment | None:
-        return self._router.health.probe(deployments, now)
+    def has_room(self, deployments: Sequence[Deployment], now: float) -> bool:
+        """Each of them, for certain."""
+        level = deployments if type(deployments) is Level else Level(deployments)
+        board = self._router.board
+        if board.full_until > now and board.is_any_full(level, now):
+            return False
+        return not self.is_counting or board.has_room(level, self.tokens, now)
 
     def room_in_s(self, deployment: Deployment, now: float) -> float:
         board = self._router.board
@@ -97,4 +103,7 @@ class Here:
         return board.room_in_s(deployment, self.tokens, now)
 
     def choose(self, deployments: Sequence[Deployment], now: float) -> Deployment:
-        return self._router.choose(deployments, now, self._draw, self.home)
+        router = self._router
+        if self.home is None and not router.by_group:
+            return router.default(deployments, router.board, now, self._draw)
+        return router.choose(deployments, now, self._draw, self.home)

@@ -1,16 +1,21 @@
 """How one of several equal deployments is chosen: pure functions of the board, each `(deployments, board, now, draw)`.
 
 Neighbours: `plan` asks once per attempt, with those of one level that are healthy and have room. `draw` gives numbers
-in [0, 1). What they do under load and faults: docs/routing.md, made by `python -m bench.routing`.
+in [0, 1). What they do under load and faults: docs/routing.md, made by `python -m bench.routing`. They run for every
+request, so what does not change from one to the next is kept at the level: what grows with the number of deployments
+are comprehensions and what C does.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from types import MappingProxyType
+from typing import Any
 
-from sidecar.routing.board import Board, Live
+from sidecar.routing.board import Board, Live, Lives
+from sidecar.routing.level import Level
 from sidecar.types import Deployment
 
 Draw = Callable[[], float]
@@ -21,95 +26,92 @@ BUFFER = 0.15
 FORGET_S = 60.0
 """A measurement older than this no longer keeps a deployment from being tried."""
 _UNKNOWN_S = 1.0
-_NEVER = float("inf")
 
 
 def weighted(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """By weight alone."""
-    if len(deployments) == 1:
-        return deployments[0]
-    point = draw() * sum([d.weight for d in deployments])
-    for deployment in deployments:
-        point -= deployment.weight
-        if point < 0:
-            return deployment
-    return deployments[-1]
+    level = deployments if type(deployments) is Level else Level(deployments)
+    last = level.last
+    return level[bisect(level.sums, draw() * level.sums[last], 0, last) if last else 0]
 
 
 def least_busy(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The fewest calls in flight for its weight; equals by weight."""
-    return weighted(
-        _lowest(
-            deployments,
-            [live.in_flight / d.weight for d, live in zip(deployments, board.all_of(deployments), strict=True)],
-        ),
-        board,
-        now,
-        draw,
-    )
+    level = deployments if type(deployments) is Level else Level(deployments)
+    calls = [live.in_flight for live in board.all_of(level)]
+    return _least(level, calls if level.is_even else _by_weight(calls, level), draw)
 
 
 def latency(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The shortest average time until content begins, within a buffer; one unknown or long not asked is tried once."""
-    lives = board.all_of(deployments)
-    return _quickest(deployments, lives, [live.wait_s for live in lives], board, now, draw)
+    level = deployments if type(deployments) is Level else Level(deployments)
+    lives = board.all_of(level)
+    return _quickest(level, lives, 0, [live.wait_s for live in lives], board, now, draw)
 
 
 def throughput(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The least average time per output token, within the same buffer."""
-    lives = board.all_of(deployments)
-    return _quickest(deployments, lives, [live.token_s for live in lives], board, now, draw)
+    level = deployments if type(deployments) is Level else Level(deployments)
+    lives = board.all_of(level)
+    return _quickest(level, lives, 1, [live.token_s for live in lives], board, now, draw)
 
 
 def usage(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The most headroom in the deployments' own rpm, tpm and concurrency; without limits the fewest calls this minute
     for its weight."""
-    least = fewest = _NEVER
-    good: list[Deployment] = []
-    for deployment, live in zip(deployments, board.all_of(deployments), strict=True):
-        if live.turns_at <= now:
-            live.turn(now)
-        limits = deployment.limits
-        requests = live.requests
-        share = 0.0
-        if limits.rpm:
-            share = requests / limits.rpm
-        if limits.tpm:
-            share = max(share, live.tokens / limits.tpm)
-        if limits.concurrency:
-            share = max(share, live.in_flight / limits.concurrency)
-        if share > least:
-            continue
-        calls = requests / deployment.weight
-        if share < least or calls < fewest:
-            least, fewest, good = share, calls, [deployment]
-        elif calls == fewest:
-            good.append(deployment)
-    return weighted(good, board, now, draw)
+    level = deployments if type(deployments) is Level else Level(deployments)
+    lives = board.all_of(level)
+    lives.turn(now)
+    if not level.has_limits:
+        counts: list[float] = [live.requests for live in lives]
+        return _least(level, counts if level.is_even else _by_weight(counts, level), draw)
+    shares = [live.share for live in lives]
+    best = min(shares)
+    count = shares.count(best)
+    if count == 1:
+        return level[shares.index(best)]
+    good: Sequence[int] = range(count)
+    if count <= level.last:
+        at, good = -1, []
+        for _ in range(count):
+            at = shares.index(best, at + 1)
+            good.append(at)
+    if level.is_even:
+        counts = [lives[number].requests for number in good]
+    else:
+        counts = [lives[number].requests / level.weights[number] for number in good]
+    fewest = min(counts)
+    if counts.count(fewest) == 1:
+        return level[good[counts.index(fewest)]]
+    return _of(level, [number for number, count in zip(good, counts, strict=True) if count == fewest], draw)
 
 
 def cost(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """The lowest price of three input tokens and an output token; a price nobody knows comes last."""
-    return weighted(
-        _lowest(deployments, [_price(d, live) for d, live in zip(deployments, board.all_of(deployments), strict=True)]),
-        board,
-        now,
-        draw,
-    )
+    level = deployments if type(deployments) is Level else Level(deployments)
+    return weighted(level.cheapest, board, now, draw)
 
 
 def adaptive(deployments: Sequence[Deployment], board: Board, now: float, draw: Draw) -> Deployment:
     """Two drawn by weight, then the one that promises less waiting: its peak waiting time, calls in flight, failures.
     Looks at two, not at all, so processes that know the same do not all run to the same one."""
-    count = len(deployments)
-    if count == 1:
-        return deployments[0]
-    one = weighted(deployments, board, now, draw)
-    if count == 2:
-        other = deployments[deployments[0] is one]
+    level = deployments if type(deployments) is Level else Level(deployments)
+    last = level.last
+    if not last:
+        return level[0]
+    sums = level.sums
+    one = bisect(sums, draw() * sums[last], 0, last)
+    if last == 1:
+        other = 1 - one
     else:
-        other = weighted([d for d in deployments if d is not one], board, now, draw)
-    return one if _load(board.of(one), now) <= _load(board.of(other), now) else other
+        # Of what is left of the sums when the first one's piece is cut out.
+        weight = level.weights[one]
+        point = draw() * (sums[last] - weight)
+        other = bisect(sums, point if point < sums[one] - weight else point + weight, 0, last)
+        if other == one:  # rounding
+            other = one - 1 if one else 1
+    lives = board.all_of(level)
+    return level[one if _load(lives[one], now) <= _load(lives[other], now) else other]
 
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
@@ -125,41 +127,70 @@ STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
 )
 
 
-def _lowest(deployments: Sequence[Deployment], scores: Sequence[float]) -> Sequence[Deployment]:
+def _by_weight(calls: Sequence[float], level: Level) -> list[float]:
+    return [count / weight for count, weight in zip(calls, level.weights, strict=True)]
+
+
+def _least(level: Level, scores: Sequence[float], draw: Draw) -> Deployment:
+    """One of those with the lowest score, by weight."""
     best = min(scores)
-    return [d for d, score in zip(deployments, scores, strict=True) if score == best]
+    count = scores.count(best)
+    at = scores.index(best)
+    if count == 1:
+        return level[at]
+    if not level.is_even:
+        return _of(level, [number for number, score in enumerate(scores) if score == best], draw)
+    chosen = int(draw() * count)
+    if count > level.last:
+        return level[chosen]
+    for _ in range(chosen):
+        at = scores.index(best, at + 1)
+    return level[at]
+
+
+def _of(level: Level, good: Sequence[int], draw: Draw) -> Deployment:
+    """One of these by weight."""
+    if len(good) == 1:
+        return level[good[0]]
+    if level.is_even:
+        return level[good[int(draw() * len(good))]]
+    weights = level.weights
+    point = draw() * sum([weights[number] for number in good])
+    for number in good:
+        point -= weights[number]
+        if point < 0:
+            return level[number]
+    return level[good[-1]]
 
 
 def _quickest(
-    deployments: Sequence[Deployment],
-    lives: Sequence[Live],
-    times: Sequence[float | None],
-    board: Board,
-    now: float,
-    draw: Draw,
+    level: Level, lives: Lives, which: int, times: list[Any], board: Board, now: float, draw: Draw
 ) -> Deployment:
-    limit = min([seconds for seconds in times if seconds is not None], default=_UNKNOWN_S) * (1 + BUFFER)
     old = now - FORGET_S
-    good: list[Deployment] = []
-    for deployment, live, seconds in zip(deployments, lives, times, strict=True):
-        if seconds is None or live.measured_at < old:
-            if not live.in_flight:
-                return deployment  # nobody knows: this call finds out, the others meanwhile go by what is known
-        elif seconds <= limit and seconds * (1 + 4 * live.errors) <= limit:
-            good.append(deployment)
-    return weighted(good or deployments, board, now, draw)
-
-
-def _price(deployment: Deployment, live: Live) -> float:
-    price = deployment.price
-    if live.priced is not price:
-        status = getattr(price, "status", "unpriced")
-        if status == "priced":
-            live.price = 3 * float(price.rates.input) + float(price.rates.output)
-        else:
-            live.price = 0.0 if status == "free" else _NEVER
-        live.priced = price
-    return live.price if price is not None else _NEVER
+    if lives.known_at[which] < old:
+        # Some are not known, or have not been for a while.
+        is_known, good = True, []
+        limit = min([seconds for seconds in times if seconds is not None], default=_UNKNOWN_S) * (1 + BUFFER)
+        for number, live in enumerate(lives):
+            seconds = times[number]
+            if live.measured_at < old:
+                if not live.in_flight:
+                    return level[number]  # nobody knows: this call finds out, the others meanwhile go by what is known
+                is_known = False
+            elif seconds is None:
+                is_known = False  # it was asked, and failed or does not tell
+            elif seconds <= limit and seconds * (1 + 4 * live.errors) <= limit:
+                good.append(number)
+        if is_known:
+            lives.known_at[which] = min([live.measured_at for live in lives])
+    else:
+        limit = min(times) * (1 + BUFFER)
+        good = [
+            number
+            for number, seconds in enumerate(times)
+            if seconds <= limit and (not lives[number].errors or seconds * (1 + 4 * lives[number].errors) <= limit)
+        ]
+    return _of(level, good, draw) if good else weighted(level, board, now, draw)
 
 
 def _load(live: Live, now: float) -> float:
@@ -170,4 +201,6 @@ def _load(live: Live, now: float) -> float:
         wait = live.wait_s
     if live.in_flight and wait < 0.001:
         wait = _UNKNOWN_S  # its first call is still out
+    elif live.errors and wait < _UNKNOWN_S and live.wait_s is None and now - live.measured_at < FORGET_S:
+        wait = _UNKNOWN_S  # it only ever failed; that it was quick is no merit
     return wait * sqrt(live.in_flight + 1) * (1 + 10 * live.errors)

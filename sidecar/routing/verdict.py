@@ -31,6 +31,8 @@ def final_error(failures: Sequence[tuple[Deployment, UpstreamError]]) -> Upstrea
         last.args = (last.message,)
         return last
     if is_one_place or (len(said) == 1 and last.status < 500):
+        if waits and not is_one_place:
+            last.retry_after_s = min(waits)  # one of them is enough
         last.message = f"{last.message} ({len(failures)} attempts: {reasons})"
         last.args = (last.message,)
         return last

@@ -10,29 +10,54 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sidecar.errors import UnavailableError
-from sidecar.spend.segments import (
-    Adopted,
-    Key,
-    adopt,
-    line_of,
-    lock,
-    lock_path,
-    segment_path,
-    withdrawal_of,
-)
+from sidecar.spend.rows import head_of, row_of
+from sidecar.spend.segments import Adopted, Columns, Key, Lines, adopt, lock, lock_path, segment_path, trouble_of
 from sidecar.types import SpendRecord
 
 Durability = Literal["process", "disk"]
 MAX_SEGMENT_BYTES = 64 * 1024 * 1024
+_log = logging.getLogger(__name__)
 
-_Entry = tuple[bytes, "asyncio.Future[None]", Key | None]
-"""A line, who waits for it, and whose intent it is (`None`: a record)."""
+
+class _Tick(Lines):
+    """The lines of one loop tick and what became of them. Who waited a turn and finds it not durable, waits on."""
+
+    __slots__ = ("error", "is_durable", "is_over", "refused", "waiters")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_durable = self.is_over = False
+        self.error: OSError | None = None
+        self.waiters: list[asyncio.Future[None]] = []
+        self.refused: list[tuple[Columns, Exception]] = []
+
+    def end(self, error: OSError | None = None) -> None:
+        self.is_over = True
+        self.error = error
+        self.is_durable = error is None and not self.refused
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def ended(self, row: Columns) -> Generator[Any, Any, None]:
+        if not self.is_over:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.waiters.append(waiter)
+            yield from waiter
+        for refused, reason in self.refused:
+            if refused is row:
+                raise reason
+        if self.error is not None:
+            raise _unwritable(self.error)
 
 
 class Journal:
@@ -63,35 +88,62 @@ class Journal:
         self._closed_segments: list[Path] = []
         self._needed: set[Path] = set()  # closed segments that hold intents not repeated anywhere yet
         self._is_in_doubt = False
-        self._entries: list[_Entry] = []
-        self._owed: list[bytes] = []  # lines nobody waits for any more that still have to be written
-        self._open: dict[Key, bytes] = {}
+        self._lost_syncs = 0
+        self._tick: _Tick | None = None
+        self._owed: Lines | None = None  # what nobody waits for any more and still has to be written
+        self._open: dict[Key, Columns] = {}
         self._is_scheduled = False
-        self._unsynced: list[_Entry] = []
+        self._unsynced: list[_Tick] = []
         self._syncing: asyncio.Task[None] | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self.failures = 0
+        """Writes that failed in a row; 0 while the disk takes them."""
+        self.refused = 0
+        """Rows whose caller was told that they are not durable."""
 
     @property
     def open_intents(self) -> int:
         return len(self._open)
 
-    async def intent(self, record: SpendRecord) -> None:
-        """Returns once `record` – the row to be if this process dies, at the held cost – is durable. Raises
-        `UnavailableError` if it is not: then nothing may be dispatched. Cancelled: as if never asked."""
-        key = (record.exchange_id, record.attempt)
-        line = line_of(b"I", record)
-        self._open[key] = line
+    def check(self) -> None:
+        """Logs what stands in the way of writing, before the first request is refused for it."""
         try:
-            await self._append(line, key)
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise OSError("no permission to write there")
+        except OSError as error:
+            self._failed(error)
+
+    @types.coroutine
+    def intent(self, record: SpendRecord) -> Generator[Any, Any, None]:
+        """Returns once `record` – the row to be if this process dies, at the held cost – is durable. Raises
+        `UnavailableError` if it is not: then nothing may be dispatched. Cancelled: as if never asked. Its usage is not
+        written: there is none yet."""
+        key = (record.exchange_id, record.attempt)
+        self._open[key] = head = head_of(record)
+        tick = self._tick or self._begin()
+        tick.intents.append(head)
+        try:
+            yield  # to the end of the loop's queue, behind the write: half the cost of a future
+            if not tick.is_durable:
+                yield from tick.ended(head)
         except asyncio.CancelledError:
-            if self._open.pop(key, None) is not None:
-                self._owe(withdrawal_of(key))
+            if self._open.get(key) is head:
+                del self._open[key]
+                (self._tick or self._begin()).withdrawn.append(key)
             raise
 
-    def record(self, record: SpendRecord) -> asyncio.Future[None]:
-        """Await it: done once `record` is durable. Raises `UnavailableError` if it is not; it is kept and written with
-        the next line that can be. Cancelled: it is written all the same."""
+    @types.coroutine
+    def record(self, record: SpendRecord) -> Generator[Any, Any, None]:
+        """Returns once `record` is durable. Raises `UnavailableError` if it is not; it is kept and written with the
+        next line that can be. Cancelled: it is written all the same."""
+        row = row_of(record)
         self._open.pop((record.exchange_id, record.attempt), None)
-        return self._append(line_of(b"R", record), None)
+        tick = self._tick or self._begin()
+        tick.records.append(row)
+        yield
+        if not tick.is_durable:
+            yield from tick.ended(row)
 
     def take(self) -> tuple[list[Path], bool]:
         """The closed segments, oldest first, and whether that is every record so far (not if the disk refuses)."""
@@ -102,7 +154,7 @@ class Journal:
                 self._rotate()
             except OSError:
                 is_complete = False
-        if self._owed:
+        if self._owed is not None:
             return [path for path in self._closed_segments if path not in self._needed], False
         return list(self._closed_segments), is_complete
 
@@ -120,10 +172,13 @@ class Journal:
         self._write()
         while self._syncing is not None:
             await asyncio.wait({self._syncing})
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            if self._open or self._has_records or self._owed:
+            if self._open or self._has_records or self._owed is not None:
                 self._closed_segments.append(self._path)
             else:
                 self._path.unlink(missing_ok=True)
@@ -142,55 +197,71 @@ class Journal:
 
     # Writing
 
-    def _append(self, line: bytes, key: Key | None) -> asyncio.Future[None]:
-        loop = self._loop
-        if loop is None:  # asked once: it asks the system for the process id, which costs as much as the rest
-            loop = self._loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        self._entries.append((line, waiter, key))
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            loop.call_soon(self._write)
-        return waiter
+    def _begin(self) -> _Tick:
+        tick = self._tick = _Tick()
+        self._schedule()
+        return tick
 
-    def _owe(self, line: bytes) -> None:
-        self._owed.append(line)
+    def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._write)
+            if self._loop is None:  # asked once: it asks the system for the process id
+                self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._write)
+
+    def _owing(self) -> Lines:
+        if self._owed is None:
+            self._owed = Lines()
+        return self._owed
 
     def _write(self) -> None:
         """One write for everything that came since the last."""
         self._is_scheduled = False
-        entries, self._entries = self._entries, []
-        if not entries and not self._owed:
-            return
-        lines = [entry[0] for entry in entries]
-        if self._owed:
-            lines[:0] = self._owed
+        tick, self._tick = self._tick, None
+        if tick is None:
+            if self._owed is None:
+                return
+            tick = _Tick()
+        data = self._encoded(tick)
         try:
             if self._fd < 0:
                 self._open_segment(b"")
-            self._write_all(b"".join(lines))
+            self._write_all(data)
         except OSError as error:
-            self._refuse(entries, error)
+            self._refuse([tick], error)
             return
-        if self._owed:
-            self._owed.clear()
+        if self.failures:
+            self.failures = 0
+            _log.warning("the spend journal is written again; %d rows were refused so far", self.refused)
+        if tick.records:
+            self._has_records = True
+        if self._owed is not None:
+            self._has_records = self._has_records or bool(self._owed.records)
+            self._owed = None
             self._needed.clear()
-        if not self._has_records:
-            self._has_records = any(line[:1] == b"R" for line in lines)
-        if self.is_synced:
-            self._unsynced += entries
-            if self._syncing is None and self._unsynced:
+        if not self.is_synced:
+            tick.end()
+        elif tick.intents or tick.records:
+            self._unsynced.append(tick)
+            if self._syncing is None:
                 self._syncing = asyncio.get_running_loop().create_task(self._sync())
-        else:
-            for _, waiter, _ in entries:
-                if not waiter.done():
-                    waiter.set_result(None)
         if self._size >= self._max_segment_bytes:
             with contextlib.suppress(OSError):  # then the segment just grows; the next write says what is wrong
                 self._rotate()
+
+    def _encoded(self, tick: _Tick) -> bytes:
+        """What is owed and the tick's. A row nothing can encode is refused alone."""
+        try:
+            data = tick.encoded()
+        except Exception:  # noqa: BLE001 - whatever it is, it is one caller's and the others are to be written
+            for rows in (tick.intents, tick.records):
+                for row in list(rows):
+                    if (reason := trouble_of(row)) is not None:
+                        rows.remove(row)
+                        self._open.pop(row[:2], None)
+                        tick.refused.append((row, reason))
+            data = tick.encoded()
+        return data if self._owed is None else self._owed.encoded() + data
 
     def _write_all(self, data: bytes) -> None:
         """All of it or, as far as the file goes, nothing. Raises `OSError`."""
@@ -216,45 +287,65 @@ class Journal:
         self._has_records = False
         self._closed_segments.append(self._path)
         self._needed.add(self._path)
-        self._owed[:0] = self._open.values()
+        if self._open:
+            self._owing().intents[:] = self._open.values()
         self._is_in_doubt = True
         if unsynced:
             self._refuse(unsynced, OSError("not synced"))
             self._is_in_doubt = True
 
-    def _refuse(self, entries: list[_Entry], error: OSError) -> None:
+    def _refuse(self, ticks: list[_Tick], error: OSError) -> None:
         is_in_doubt, self._is_in_doubt = self._is_in_doubt, False
-        for line, waiter, key in entries:
-            if key is None:
-                self._owed.append(line)
-            elif self._open.get(key) is line:
-                del self._open[key]
-                if is_in_doubt:
-                    self._owed.append(withdrawal_of(key))
-            if not waiter.done():
-                waiter.set_exception(_unwritable(error))
+        self._failed(error)
+        for tick in ticks:
+            self.refused += len(tick.intents) + len(tick.records)
+            for head in tick.intents:
+                if self._open.get(head[:2]) is head:
+                    del self._open[head[:2]]
+                    if is_in_doubt:
+                        self._owing().withdrawn.append(head[:2])
+            if tick.records or tick.withdrawn:
+                owed = self._owing()
+                owed.records += tick.records
+                owed.withdrawn += tick.withdrawn
+            tick.end(error)
+
+    def _failed(self, error: OSError) -> None:
+        self.failures += 1
+        if self.failures in (1, 10, 100) or self.failures % 1000 == 0:
+            _log.error(
+                "the spend journal in %s cannot be written (%s): requests are refused with 503 (failure %d)",
+                self.folder, error.strerror or error, self.failures,
+            )  # fmt: skip
 
     async def _sync(self) -> None:
         """Group commit: whoever waits when a sync begins is done when it ends."""
         try:
             while self._unsynced:
-                entries, self._unsynced = self._unsynced, []
-                descriptor = os.dup(self._fd) if self._fd >= 0 else -1
+                ticks, self._unsynced = self._unsynced, []
+                lost = self._lost_syncs
                 try:
-                    if descriptor >= 0:
-                        await asyncio.to_thread(_fdatasync, descriptor)
+                    await asyncio.get_running_loop().run_in_executor(self._thread(), _fdatasync, os.dup(self._fd))
+                    if self._lost_syncs > lost:
+                        raise OSError("not synced")
                 except OSError as error:
                     # After a failed sync nothing written since the last good one may be believed.
                     if self._fd >= 0:
                         self._abandon()
                     self._is_in_doubt = True
-                    self._refuse(entries, error)
+                    self._refuse(ticks, error)
                     continue
-                for _, waiter, _ in entries:
-                    if not waiter.done():
-                        waiter.set_result(None)
+                for tick in ticks:
+                    tick.end()
         finally:
             self._syncing = None
+
+    def _thread(self) -> ThreadPoolExecutor:
+        """Of its own: in the loop's, names are looked up, and those of a nameserver that is silent would keep every
+        request of every provider waiting for its line."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "sidecar-journal")
+        return self._executor
 
     # Segments
 
@@ -264,15 +355,25 @@ class Journal:
 
     def _rotate(self) -> None:
         """Close the segment and go on in a new one that begins with the open intents. Raises `OSError`; then the old
-        one stays in use."""
+        one stays in use, unless it could not be synced."""
         if self._fd < 0:
             return
         old_fd, old_path = self._fd, self._path
         if self.is_synced:
-            os.fdatasync(old_fd)
-        self._open_segment(b"".join([*self._open.values(), *self._owed]))
-        self._has_records = any(line[:1] == b"R" for line in self._owed)
-        self._owed.clear()
+            try:
+                os.fdatasync(old_fd)
+            except OSError:
+                # The system tells of it once: who waits for a sync of this file would hear that all is well.
+                self._lost_syncs += 1
+                self._abandon()
+                raise
+        head = Lines()
+        if self._owed is not None:
+            head.records, head.withdrawn = self._owed.records, self._owed.withdrawn
+        head.intents = list(self._open.values())
+        self._open_segment(head.encoded())
+        self._has_records = bool(head.records)
+        self._owed = None
         self._needed.clear()
         os.close(old_fd)
         self._closed_segments.append(old_path)

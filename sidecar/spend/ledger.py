@@ -20,10 +20,9 @@ import msgspec
 from sidecar.errors import BadRequestError
 from sidecar.spend.ledger_postgres import PostgresWriter
 from sidecar.spend.ledger_sqlite import SqliteWriter
-from sidecar.spend.prompts import forget
-from sidecar.spend.retention import forget_rows
-from sidecar.spend.rollups import DAY, Span, span, totals_of
-from sidecar.spend.rows import Row, micros, record_of, record_of_columns, row_of, storable
+from sidecar.spend.retention import forget_prompts, forget_rows
+from sidecar.spend.rollups import DAY, Span, span, summed, totals_of
+from sidecar.spend.rows import Row, fitting, micros, record_of, record_of_columns, row_of, storable
 from sidecar.spend.writing import translated
 from sidecar.types import SpendRecord
 
@@ -102,7 +101,7 @@ class Ledger:
         if await self._writer.insert(rows):
             return []
         if len(rows) == 1:
-            return [] if await self._writer.insert([row_of(storable(record_of(rows[0])))]) else list(rows)
+            return [] if await self._writer.insert([row_of(fitting(record_of(rows[0])))]) else list(rows)
         half = len(rows) // 2
         return await self._insert(rows[:half]) + await self._insert(rows[half:])
 
@@ -206,9 +205,10 @@ class Ledger:
         async with self.connection() as connection:
             for start in range(0, len(exchange_ids), 500):
                 names = [stored_text(name) for name in exchange_ids[start : start + 500]]
-                query = sa.select(spend.c.exchange_id, sa.func.sum(spend.c.cost_nano))
+                total: Any = sa.literal_column(summed("cost_nano", self.database.dialect))
+                query = sa.select(spend.c.exchange_id, total)
                 query = query.where(spend.c.exchange_id.in_(names), spend.c.attempt > 0).group_by(spend.c.exchange_id)
-                found |= {name: int(total) for name, total in await connection.execute(query)}
+                found |= {name: int(nano) for name, nano in await connection.execute(query)}
         return found
 
     async def sum_nano(self, key_hash: str, since_at: float | None = None, until_at: float | None = None) -> int:
@@ -251,10 +251,10 @@ class Ledger:
             rest = await window_of(connection, until_at, midnight / 1_000_000)
             if until != midnight and rest.first is not None and rest.parts != ((until, midnight),):
                 return None
-            query, values = totals_of(dimension, whole, dialect=dialect, is_named=True)
-            minus, more = totals_of(dimension, rest, dialect=dialect, is_named=True, prefix="rest_")
+            query, values = totals_of(dimension, whole, dialect=dialect, is_named=True, is_split=False)
+            minus, more = totals_of(dimension, rest, dialect=dialect, is_named=True, is_split=False, prefix="rest_")
             text = sa.text(
-                f"SELECT sum(cost_nano) FROM (SELECT cost_nano FROM ({query}) AS totals"  # noqa: S608 - ours
+                f"SELECT {summed('cost_nano', dialect)} FROM (SELECT cost_nano FROM ({query}) AS totals"  # noqa: S608 - ours
                 f" UNION ALL SELECT -cost_nano FROM ({minus}) AS minus) AS both_parts"
             ).bindparams(sa.bindparam("names", expanding=True))
             found = await connection.execute(text, {**values, **more, "names": [name]})
@@ -271,11 +271,13 @@ class Ledger:
 
         async with self.connection() as connection:
             window = await window_of(connection, since_at, until_at)
-            query, values = totals_of(dimension, window, dialect=self.database.dialect, is_named=True)
-            text = sa.text(f"SELECT name, sum(cost_nano) FROM ({query}) AS totals GROUP BY name")  # noqa: S608 - ours
+            dialect = self.database.dialect
+            query, values = totals_of(dimension, window, dialect=dialect, is_named=True, is_split=False)
+            total = summed("cost_nano", dialect)
+            text = sa.text(f"SELECT name, {total} FROM ({query}) AS totals GROUP BY name")  # noqa: S608 - ours
             text = text.bindparams(sa.bindparam("names", expanding=True))
             found = await connection.execute(text, {**values, "names": list(names)})
-            return {name: int(total) for name, total in found}
+            return {name: int(nano) for name, nano in found}
 
     async def totals(
         self,
@@ -291,12 +293,20 @@ class Ledger:
         import sqlalchemy as sa
 
         dimension, column = _BY[by] if key_hash is None else ("key", _BY[by][1])
-        tokens = (" + ".join(f"sum({name}_tokens)" for name in names) for names in (_INPUT, _OUTPUT))
+        dialect = self.database.dialect
+        tokens = (" + ".join(summed(f"{name}_tokens", dialect) for name in names) for names in (_INPUT, _OUTPUT))
+        cost = summed("cost_nano", dialect)
         async with self.connection() as connection:
             window = await window_of(connection, since_at, until_at)
-            query, values = totals_of(dimension, window, dialect=self.database.dialect, is_named=key_hash is not None)
+            query, values = totals_of(
+                dimension,
+                window,
+                dialect=dialect,
+                is_named=key_hash is not None,
+                is_split=column != "name",
+            )
             text = sa.text(
-                f"SELECT {column}, sum(cost_nano), sum(attempts), {', '.join(tokens)} FROM ({query}) AS totals"  # noqa: S608 - ours
+                f"SELECT {column}, {cost}, sum(attempts), {', '.join(tokens)} FROM ({query}) AS totals"  # noqa: S608 - ours
                 f" GROUP BY {column} ORDER BY 2 DESC, 1 LIMIT :limit"
             )
             if key_hash is not None:
@@ -313,7 +323,7 @@ class Ledger:
             if self._retention_days is not None:
                 await forget_rows(self.database, now=self.database.now(), days=self._retention_days)
             if self._prompt_days is not None:
-                await forget(self.database, before_at=self.database.now() - self._prompt_days * 86_400)
+                await forget_prompts(self.database, now=self.database.now(), days=self._prompt_days)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:

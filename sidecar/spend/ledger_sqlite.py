@@ -29,6 +29,7 @@ _STEPS = (
     + ")",
     f"INSERT INTO spend ({_NAMES}) SELECT {_NAMES} FROM temp.staging",  # noqa: S608
     upsert("temp.staging", dialect="sqlite"),
+    upsert("temp.staging", dialect="sqlite", is_whole=True),
     "DELETE FROM temp.staging",
 )
 

@@ -1,9 +1,9 @@
 """What was asked and answered, kept only if the operator turned it on (`spend.store_prompts`): a table of its own, by
 exchange, with a retention of its own.
 
-`middleware/prompts.py` offers texts, the management API shows one at a time. Rules: nothing of it is in the ledger, in
-a sink or in a log; a request never waits for it, and what does not fit into the queue is dropped and counted; each
-text is cut at a bound, and says so.
+`middleware/prompts.py` offers texts, the management API shows one at a time, `retention` drops old ones. Rules: nothing
+of it is in the ledger, in a sink or in a log; a request never waits for it, and what does not fit into the queue is
+dropped and counted; each text is cut at a bound, and says so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from sidecar.errors import UnavailableError
+from sidecar.spend.ledger import stored_text
 from sidecar.spend.rows import micros
 from sidecar.spend.writing import translated
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 QUEUE = 1000
 QUEUE_BYTES = 32 * 1024 * 1024
 BATCH = 100
-BITE = 500
 EVERY_S = 1.0
 _log = logging.getLogger(__name__)
 
@@ -143,24 +143,7 @@ async def find(database: Database, exchange_id: str) -> Prompt | None:
     async with translated():
         with database.breaker.watch():
             async with database.engine.connect() as connection:
-                found = await connection.execute(sa.select(table).where(table.c.exchange_id == exchange_id))
+                query = sa.select(table).where(table.c.exchange_id == stored_text(exchange_id))
+                found = await connection.execute(query)
                 row = found.mappings().first()
     return None if row is None else Prompt(**{**row, "at": row["at"] / 1_000_000})
-
-
-async def forget(database: Database, *, before_at: float) -> int:
-    """Deletes older ones, a few at a time. How many."""
-    import sqlalchemy as sa
-
-    query = sa.text(
-        "DELETE FROM prompts WHERE exchange_id IN"  # noqa: S608 - ours
-        f" (SELECT exchange_id FROM prompts WHERE at < :before ORDER BY at LIMIT {BITE})"
-    )
-    deleted = 0
-    while True:
-        async with database.engine.begin() as connection:
-            count = (await connection.execute(query, {"before": micros(before_at)})).rowcount
-        deleted += count
-        if count < BITE:
-            return deleted
-        await asyncio.sleep(0.01)  # others may write

@@ -24,13 +24,17 @@ from sidecar.types import usd_to_nano
 
 _DATED = re.compile(r"-20\d{6}$|-20\d\d-\d\d-\d\d$")
 _MAX_LINES = 5_000_000
+_MAX_NUMBER = 10**18
 
 
 @dataclass(slots=True)
 class Billed:
-    """What the provider says of one model. `rounding_nano` is what the rounding of its lines may hide."""
+    """What the provider says of one model. `rounding_nano` is what the rounding of its lines may hide, `exponent` that
+    of the finest of them."""
 
     cost_nano: int = 0
+    lines: int = 0
+    exponent: int = 0
     rounding_nano: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
 
@@ -70,7 +74,13 @@ class Delta:
 
 def read_invoice(text: str) -> Invoice:
     """Raises `BadRequestError` for what is none of the four exports."""
-    reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff")))
+    try:
+        return _read(csv.DictReader(io.StringIO(text.lstrip("\ufeff"))))
+    except csv.Error as error:
+        raise BadRequestError(f"The file is no CSV: {error}.") from None
+
+
+def _read(reader: csv.DictReader[str]) -> Invoice:
     columns = set(reader.fieldnames or ())
     form = next((form for form in _FORMS if form[2] <= columns), None)
     if form is None:
@@ -93,14 +103,19 @@ def read_invoice(text: str) -> Invoice:
             days.append(day)
     if not days:
         raise BadRequestError("The file has no line that says what was used.")
+    # Lines are rounded alike; `3` among cents is three dollars, not something near.
+    exponent = min(bill.exponent for bill in models.values())
+    for bill in models.values():
+        bill.rounding_nano = usd_to_nano(bill.lines * Decimal(1).scaleb(exponent) / 2) if exponent > -9 else 0
     return Invoice(vendor, kind, min(days), max(days), models)
 
 
-async def reconcile(ledger: Ledger, invoice: Invoice) -> list[Delta]:
-    """The whole first, then each model, the largest difference first. Raises `UnavailableError`."""
+async def reconcile(ledger: Ledger, invoice: Invoice, where: Mapping[str, str] | None = None) -> list[Delta]:
+    """The whole first, then each model, the largest difference first. `where`: only these rows of the ledger, as for
+    `report`. Raises `UnavailableError`, `BadRequestError` for what a report cannot be asked."""
     since = datetime.combine(invoice.first, datetime.min.time(), UTC).timestamp()
     until = datetime.combine(invoice.last + timedelta(days=1), datetime.min.time(), UTC).timestamp()
-    where = {"provider": invoice.vendor}
+    where = {**(where or {}), "provider": invoice.vendor}
     found = await report(ledger, by=("model",), since_at=since, until_at=until, where=where, limit=100_000)
     recorded: dict[str, list[Sums]] = {}
     for line in found.lines:
@@ -165,20 +180,27 @@ def _bill(models: dict[str, Billed], model: str | None) -> Billed:
     return models.setdefault(known_as(model or ""), Billed())
 
 
+def _number(text: str) -> Decimal:
+    """Of a size that something billed can have: `1e999999999` as an integer would fill the memory."""
+    found = Decimal(text)
+    if not found.copy_abs() < _MAX_NUMBER:
+        raise ValueError("no number of anything billed")
+    return found
+
+
 def _count(row: Row, name: str) -> int:
-    return int(Decimal(row.get(name) or 0))
+    return int(_number(row.get(name) or "0"))
 
 
 def _charge(bill: Billed, amount: str) -> None:
-    usd = Decimal(amount)
+    usd = _number(amount)
     bill.cost_nano += usd_to_nano(usd)
-    exponent = usd.as_tuple().exponent
-    if isinstance(exponent, int) and exponent > -9:
-        bill.rounding_nano += usd_to_nano(Decimal(1).scaleb(min(exponent, 0)) / 2)
+    bill.lines += 1
+    bill.exponent = min(bill.exponent, int(usd.as_tuple().exponent))
 
 
 def _day(row: Row) -> date:
-    return datetime.fromtimestamp(int(Decimal(row["start_time"] or "")), UTC).date()
+    return datetime.fromtimestamp(int(_number(row["start_time"] or "")), UTC).date()
 
 
 def _openai_cost(row: Row, models: dict[str, Billed]) -> date | None:

@@ -12,10 +12,11 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sidecar.errors import UnavailableError
 from sidecar.spend.journal import Journal
@@ -45,6 +46,17 @@ class LedgerLike(Protocol):
     async def maintain(self) -> None: ...
 
 
+@dataclass(slots=True)
+class Flushes:
+    """How shipping to the ledger goes in this process. Instants are Unix seconds; `error` is the last one's."""
+
+    runs: int = 0
+    failures: int = 0
+    ended_at: float | None = None
+    ok_at: float | None = None
+    error: str | None = None
+
+
 class Recorder:
     """Journal, ledger and sinks as one. The background task starts with `start` or the first record; `interval_s` is
     how long a row may wait for the ledger, `adopt_s` how often dead processes' segments are looked for;
@@ -60,6 +72,7 @@ class Recorder:
         adopt_s: float = 5.0,
         maintains: bool = True,
         sink_queue: int = QUEUE_RECORDS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._journal = journal
         self._ledger = ledger
@@ -76,14 +89,24 @@ class Recorder:
         self._maintained_at = -MAINTAIN_EVERY_S
         self.settle_dead: Callable[[Mapping[str, int]], Awaitable[list[str] | None]] | None = None
         """Tells the counters what dead processes' exchanges cost by their rows; see `Admission.settle_dead`."""
+        self.uncorrect: Callable[[SpendRecord, int], Awaitable[None]] | None = None
+        """Tells the counters that a silent hold's row, which was corrected, counts no more; see `Unknown.uncorrect`."""
         self.failures = 0
         """Shippings that failed in a row; 0 while the ledger takes rows."""
+        self.flushes = Flushes()
+        self.flushed: Callable[[float, bool], None] | None = None
+        """Told of each shipping of the background task: when it ended, whether it failed."""
+        self._clock = clock
 
     def dropped_by_sink(self) -> dict[str, int]:
         """Records that sinks did not take, by place in the configuration and kind: `0:WebhookSink`."""
         return {f"{number}:{outlet.name}": outlet.dropped for number, outlet in enumerate(self._outlets)}
 
-    def intent(self, record: SpendRecord) -> Coroutine[Any, Any, None]:
+    @property
+    def journal(self) -> Journal:
+        return self._journal
+
+    def intent(self, record: SpendRecord) -> Awaitable[None]:
         """Await before dispatch. Raises `UnavailableError`: then do not dispatch."""
         return self._journal.intent(record)
 
@@ -93,6 +116,10 @@ class Recorder:
             self._spawn()
         self._is_dirty = True
         await self._journal.record(record)
+        self.tell(record)
+
+    def tell(self, record: SpendRecord) -> None:
+        """Sinks alone: of a row that is in the ledger already."""
         for outlet in self._outlets:
             outlet.offer(record)
 
@@ -115,9 +142,23 @@ class Recorder:
             nothing = replace(record, attempt=0, status="unknown", outcome="incomplete", cost_nano=0, usage=Usage())
             await self._insert([row_of(nothing)])
             rows = await self._silent_rows(record.exchange_id)
-        standing = sum(row.cost_nano for row in rows)
-        if standing:
-            await self._insert([row_of(replace(rows[0], revision=len(rows), cost_nano=-standing))])
+            if not rows:
+                return  # refused
+        standing: dict[str, int] = {}
+        for row in rows:
+            standing[row.status] = standing.get(row.status, 0) + row.cost_nano
+        left = sorted((status, nano) for status, nano in standing.items() if nano)
+        backs = [
+            replace(rows[0], revision=rows[-1].revision + 1 + place, status=status, cost_nano=-nano)
+            for place, (status, nano) in enumerate(left)
+        ]
+        await self._insert([row_of(back) for back in backs])
+        for back in backs:
+            self.tell(back)
+        # Taken back before or now: what it stood at, if somebody had found another cost than was held.
+        stood = sum(standing.values()) if backs else -rows[-1].cost_nano
+        if stood != rows[0].cost_nano and self.uncorrect is not None:
+            await self.uncorrect(rows[0], rows[0].cost_nano - stood)
 
     async def _silent_rows(self, exchange_id: str) -> list[SpendRecord]:
         return [row for row in await self._ledger.rows_of(exchange_id) if not row.attempt]
@@ -125,6 +166,7 @@ class Recorder:
     async def start(self) -> None:
         """Adopt what dead processes left and start the background task. A dead database does not fail it."""
         if self._task is None:
+            self._journal.check()
             self._spawn()
 
     async def flush(self) -> None:
@@ -132,10 +174,19 @@ class Recorder:
         async with self._shipping:
             self._adopt()
             paths, is_complete = self._journal.take()
-            for path in paths:
-                await self._ship_segment(path)
-            for adopted in list(self._adopted.values()):
-                await self._ship_adopted(adopted)
+            ships = [partial(self._ship_segment, path) for path in paths]
+            ships += [partial(self._ship_adopted, adopted) for adopted in self._adopted.values()]
+            unreadable: OSError | None = None
+            for ship in ships:
+                try:
+                    await ship()
+                except OSError as error:  # the others are not to wait for these
+                    unreadable = error
+            if unreadable is not None:
+                raise UnavailableError(
+                    f"A journal segment cannot be read ({unreadable.strerror or unreadable}).",
+                    code="ledger_unavailable",
+                ) from unreadable
             if not is_complete:
                 raise UnavailableError("The spend journal is not writable.", code="journal_not_writable")
 
@@ -147,14 +198,13 @@ class Recorder:
         try:
             async with asyncio.timeout_at(deadline):
                 await self.flush()
-        except (UnavailableError, TimeoutError):
+        except (UnavailableError, OSError):  # a timeout is one
             _log.warning("the ledger did not take every row; the rest stays in the journal")
         for adopted in self._adopted.values():
             adopted.release()
         self._adopted.clear()
         await self._journal.aclose()
-        for outlet in self._outlets:
-            await outlet.aclose()
+        await asyncio.gather(*(outlet.aclose() for outlet in self._outlets))
 
     # The background task
 
@@ -187,6 +237,7 @@ class Recorder:
                     await self.flush()
                     await self._maintain(now)
                     self.failures = 0
+                    self._ended(None)
                 except UnavailableError as error:
                     self._failed(error)
                 except Exception as error:  # noqa: BLE001 - the task must live; the next round tries again
@@ -205,6 +256,21 @@ class Recorder:
         if self.failures in (1, 10, 100) or self.failures % 1000 == 0:
             cause = error.__cause__ or error
             _log.warning("spend rows wait in the journal (failure %d): %s", self.failures, type(cause).__name__)
+        self._ended(error)
+
+    def _ended(self, error: Exception | None) -> None:
+        told, at = self.flushes, self._clock()
+        told.runs += 1
+        told.ended_at = at
+        told.error = (
+            None if error is None else str(error) if isinstance(error, UnavailableError) else type(error).__name__
+        )
+        if error is None:
+            told.ok_at = at
+        else:
+            told.failures += 1
+        if self.flushed is not None:
+            self.flushed(at, error is not None)
 
     async def _maintain(self, now: float) -> None:
         if self._maintains and now - self._maintained_at >= MAINTAIN_EVERY_S:
@@ -234,8 +300,7 @@ class Recorder:
         if not await self._settle_dead(adopted, adopted.intents):
             return  # in the next round
         for record in adopted.intents:
-            for outlet in self._outlets:
-                outlet.offer(record)
+            self.tell(record)
         adopted.drop()
         del self._adopted[adopted.owner]
 

@@ -1,7 +1,7 @@
 """What was spent, by whom and on what: sums from the daily totals, with the part of them that is not certain.
 
-The management API and `sidecar spend report` show them. Rules: whole UTC days are read from `spend_daily` and never
-from the rows, so a report over years costs what its days cost; money is nano-dollars, instants are Unix seconds.
+The management API and `sidecar spend report` show them. Rules: whole UTC days are read from the daily totals and
+never from the rows, so a report over years costs what its days cost; money is nano-dollars, instants are Unix seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from sidecar.db.schema import TOKEN_CLASSES, TOTALS
 from sidecar.errors import BadRequestError
 from sidecar.spend.ledger import Ledger, stored_text, window_of
-from sidecar.spend.rollups import NAMES, totals_of
+from sidecar.spend.rollups import NAMES, summed, totals_of
 from sidecar.types import Usage
 
 ENTITIES = tuple(name for name in NAMES if name != "all")
@@ -89,7 +89,7 @@ async def report(
     async with ledger.connection() as connection:
         query, values = await _query(ledger, connection, names, since_at, until_at, dict(where or {}))
         columns = ", ".join(_columns(names))
-        sums = ", ".join(f"sum({name}) AS {name}" for name in TOTALS)
+        sums = ", ".join(f"{summed(name, ledger.database.dialect)} AS {name}" for name in TOTALS)
         order = f"{'day_at DESC, ' if names[0] == 'day' else ''}cost_nano DESC, {columns}"
         blanks = ", ".join("NULL" for _ in names)
         # One reading of the totals: the lines, a page of them, and last the sum of all.
@@ -152,7 +152,12 @@ async def _query(
         )
     dimension = entities.pop() if entities else "all"
     window = await window_of(connection, since_at, until_at)
-    query, values = totals_of(dimension, window, dialect=ledger.database.dialect)
+    query, values = totals_of(
+        dimension,
+        window,
+        dialect=ledger.database.dialect,
+        is_split=any(name in COLUMNS and name != "day" for name in (*by, *where)),
+    )
     conditions = []
     for name, value in where.items():
         conditions.append(f"{COLUMNS.get(name, 'name')} = :is_{name}")

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from sidecar.db.schema import TOTALS
 from sidecar.spend.ledger import Ledger
-from sidecar.spend.rollups import DAY, KEY, added_up
+from sidecar.spend.rollups import DAY, KEY, WHOLE, added_up, summed
+
+ALL_MODELS = "*"
+"""Stands as provider and model of a total of `spend_daily_whole`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,17 @@ async def totals_that_differ(ledger: Ledger, *, limit: int = 1000) -> list[Total
     columns = ", ".join(KEY)
     ours = ", ".join((*KEY, *TOTALS))
     negative = ", ".join(f"-{name} AS {name}" for name in TOTALS)
-    sums = ", ".join(f"sum({name}) AS {name}" for name in TOTALS)
-    differs = " OR ".join(f"sum({name}) <> 0" for name in TOTALS)
+    sums = ", ".join(f"{summed(name, dialect)} AS {name}" for name in TOTALS)
+    differs = " OR ".join(f"{summed(name, dialect)} <> 0" for name in TOTALS)
     rows = added_up("spend", dialect=dialect, where="s.at >= :since")
+    whole = added_up("spend", dialect=dialect, where="s.at >= :since", dimensions=WHOLE, is_whole=True)
+    whole_ours = ours.replace("provider, model", f"'{ALL_MODELS}', '{ALL_MODELS}'")
+    whole_columns = columns.replace("provider, model", f"'{ALL_MODELS}', '{ALL_MODELS}'")
     query = (
         f"SELECT {columns}, {sums} FROM (SELECT {ours} FROM spend_daily WHERE day_at >= :since"  # noqa: S608 - ours
-        f" UNION ALL SELECT {columns}, {negative} FROM ({rows}) AS found) AS both_sides"
+        f" UNION ALL SELECT {columns}, {negative} FROM ({rows}) AS found"
+        f" UNION ALL SELECT {whole_ours} FROM spend_daily_whole WHERE day_at >= :since"
+        f" UNION ALL SELECT {whole_columns}, {negative} FROM ({whole}) AS found_whole) AS both_sides"
         f" GROUP BY {columns} HAVING {differs} ORDER BY {columns} LIMIT :limit"
     )
     async with ledger.connection() as connection:

@@ -9,19 +9,20 @@ import re
 from collections.abc import Hashable
 from typing import Any
 
+import msgspec
+
 from sidecar.errors import ProviderError
-from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Call, Head, check_provider
-from sidecar.translate.provider_errors import make_error
-from sidecar.translate.providers.openai import OpenAIDialect
+from sidecar.translate.framing import Event
+from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Call, Head, Reply, StreamTranslator, check_provider
+from sidecar.translate.provider_errors import error_fields
+from sidecar.translate.providers.openai import OpenAIDialect, OpenAIStream
+from sidecar.translate.usage import decode_chunk
 from sidecar.translate.vendors import VENDORS, Vendor
 
-_TOO_LONG = re.compile(
-    r"This model's maximum context length is|The decoder prompt \(length |You passed \d+ input tokens"  # vLLM, NIM
-    r"|Requested token count exceeds the model's maximum|The input \(\d+ tokens\) is longer than"  # SGLang
-    r"|[Tt]he request exceeds the available context size"  # llama.cpp
-)
-"""How servers of open models say it, which have no code for it; only what a message begins with counts.
-https://github.com/vllm-project/vllm/issues/20409"""
+_LIKE_OPENROUTER = frozenset({"openrouter", "zenmux"})
+_BROKE_OFF = re.compile(rb'"finish_reason"\s*:\s*"error"')
+"""Theirs, when whom they asked failed half-way: beside the text so far, the error is within the choice, and a stream
+ends as any other. https://openrouter.ai/docs/api-reference/overview"""
 
 
 class OpenAICompatible(OpenAIDialect, is_abstract=True):
@@ -64,14 +65,55 @@ class OpenAICompatible(OpenAIDialect, is_abstract=True):
                     dropped.append(f"messages[{at}].name")  # some clients name all they say: no reason to refuse
         return changes, removed, dropped
 
+    def response(self, call: Call, head: Head, body: bytes) -> Reply:
+        reply = super().response(call, head, body)
+        if self.name in _LIKE_OPENROUTER and _BROKE_OFF.search(body) is not None:
+            raise self.broke_off(call, head, body)
+        return reply
+
+    def broke_off(self, call: Call, head: Head, body: bytes) -> ProviderError:
+        choices = msgspec.json.decode(body)["choices"]
+        found = (choice.get("error") for choice in choices if isinstance(choice, dict))
+        return self._stated_error(call, head, next((error for error in found if error), {}))
+
+    def stream(self, call: Call, head: Head) -> StreamTranslator:
+        if self.name not in _LIKE_OPENROUTER:
+            return super().stream(call, head)
+        return _RouterStream(self, call)
+
     def _error(self, call: Call, head: Head, fields: dict[str, Any], *, may_be_billed: bool) -> ProviderError:
-        message = fields.get("message")
-        if head.status not in (400, 413, 422) or not isinstance(message, str) or _TOO_LONG.match(message) is None:
-            return super()._error(call, head, fields, may_be_billed=may_be_billed)
-        return make_error(
-            self.name, head, kind="context_window", now=call.now, fields=fields, keeps_names=False,
-            may_be_billed=may_be_billed,
-        )  # fmt: skip
+        fields = _of_the_maker(fields) if "metadata" in fields else fields
+        return super()._error(call, head, fields, may_be_billed=may_be_billed)
+
+
+class _RouterStream(OpenAIStream):
+    __slots__ = ("_router",)
+
+    def __init__(self, router: OpenAICompatible, call: Call) -> None:
+        super().__init__(router, call, router.hides_usage(call))
+        self._router = router
+
+    def on_event(self, event: Event) -> bytes:
+        data = event[1]
+        if data is not None and _BROKE_OFF.search(data) is not None and decode_chunk(data).error is None:
+            raise self._router.broke_off(self._call, Head(200), data)
+        return super().on_event(event)
+
+
+def _of_the_maker(fields: dict[str, Any]) -> dict[str, Any]:
+    """What OpenRouter was told by whom it asked, and that its own filter refused.
+    https://openrouter.ai/docs/api-reference/errors · https://github.com/cline/cline/issues/13194"""
+    more = fields["metadata"]
+    if not isinstance(more, dict):
+        return fields
+    if "flagged_input" in more:
+        return {**fields, "code": "content_policy_violation"}
+    raw = more.get("raw")
+    if fields.get("message") != "Provider returned error" or not isinstance(raw, str):
+        return fields
+    inner = error_fields(raw.encode("utf-8", "replace"))
+    said = {name: inner[name] for name in ("message", "code") if isinstance(inner.get(name), str) and inner[name]}
+    return {**fields, **said} if "message" in said else fields
 
 
 def _is_named(message: Any) -> bool:

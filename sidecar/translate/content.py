@@ -297,6 +297,29 @@ def type_of_name(filename: str) -> str | None:
     return _EXTENSIONS.get(filename.rpartition(".")[2].lower()) if "." in filename else None
 
 
+_READ_BY_VENDORS = ("youtube.com", "youtu.be", "generativelanguage.googleapis.com")
+"""Hosts from which Gemini reads films by itself."""
+
+
+def counts_as_picture(url: str) -> bool:
+    """True for a link that is held for as a picture: what comes from there has to be one."""
+    kind = type_of_name(url.partition("?")[0].partition("#")[0])
+    if kind is not None:
+        return kind.startswith("image/")
+    name = url.lower()
+    return name.startswith(("https://", "http://")) and not any(host in name for host in _READ_BY_VENDORS)
+
+
+def check_picture(url: str, fetched_type: str, where: str) -> None:
+    """Raises `BadRequestError` for a link given as a picture that leads to a film or a document."""
+    kind = fetched_type.partition(";")[0].strip().lower()
+    if not kind.startswith("image/") and not kind.endswith("/octet-stream") and counts_as_picture(url):
+        raise bad(
+            f"'{where}' is {kind or 'of no known type'} and no picture; send it as a part of type file, or video_url.",
+            f"{where}.image_url",
+        )
+
+
 def tool_call(call: Any, where: str) -> ToolCall:
     """A call of the history. Arguments a model once said wrongly must not end the conversation: what is no JSON object
     becomes `{"malformed_arguments": …}`."""

@@ -8,8 +8,12 @@ Media is bounded by kind instead, because a picture's tokens have nothing to do 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sidecar.translate.content import counts_as_picture, type_of_name
+from sidecar.types import Deployment
 
 BASE_TOKENS = 16
 TOOL_TOKENS = 1_000
@@ -23,14 +27,56 @@ FILE_TOKENS = 200_000
 """A document given by URL or id, whose size is not known here."""
 
 
-def _media_tokens(payload: Mapping[str, Any], image_tokens: int) -> tuple[int, int]:
+WINDOW_TOKENS = 1_050_000
+"""Films, and what a vendor keeps: no model that takes them reads more in all.
+https://ai.google.dev/gemini-api/docs/long-context"""
+PREDICTED = 4
+"""What is predicted and not written is billed as output, which costs four times the input where predictions are taken;
+no output cap bounds it. https://platform.openai.com/docs/guides/predicted-outputs"""
+_LIKELY_FILM = 30_000
+"""About two minutes."""
+SPOKEN_TOKENS = 16_384
+"""An earlier answer's sound, named by its id: no model speaks longer at once.
+https://platform.openai.com/docs/models/gpt-4o-audio-preview"""
+_FILMS = ("video_url", "audio_url", "video", "input_video")
+_PAPERS = ("document_url", "document")
+
+
+def _linked_tokens(url: str, stated: str | None, film_tokens: int) -> int:
+    """Of a file given by its URL or id."""
+    kind = stated or type_of_name(url.partition("?")[0].partition("#")[0])
+    if kind is not None:
+        return film_tokens if kind.startswith(("video/", "audio/")) else FILE_TOKENS
+    if url.startswith("files/") or (":" in url and not counts_as_picture(url)):
+        return film_tokens  # whatever the vendor finds there
+    return FILE_TOKENS
+
+
+def _file_tokens(file: Any, image_tokens: int, film_tokens: int) -> tuple[int, int]:
+    if not isinstance(file, dict):
+        return FILE_TOKENS, 0
+    data = file.get("file_data")
+    if isinstance(data, str) and not data.startswith(("https://", "http://")):
+        return max(image_tokens, len(data)), len(data)
+    url = next((u for u in (data, file.get("file_url"), file.get("file_id")) if isinstance(u, str) and u), "")
+    stated, name = file.get("format"), file.get("filename")
+    if not isinstance(stated, str) or not stated:
+        stated = type_of_name(name) if isinstance(name, str) else None
+    return _linked_tokens(url, stated, film_tokens), 0
+
+
+def _media_tokens(payload: Mapping[str, Any], image_tokens: int, film_tokens: int = WINDOW_TOKENS) -> tuple[int, int]:
     """(tokens of media parts, bytes of their data inside the body)."""
     tokens = inline = 0
     messages = payload.get("messages")
     if not isinstance(messages, list):
         return 0, 0
     for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(message, dict):
+            continue
+        if message.get("audio") is not None:
+            tokens += SPOKEN_TOKENS
+        content = message.get("content")
         if not isinstance(content, list):
             continue
         for part in content:
@@ -40,37 +86,55 @@ def _media_tokens(payload: Mapping[str, Any], image_tokens: int) -> tuple[int, i
             value = part.get(kind) if isinstance(kind, str) else None
             if kind == "image_url":
                 url = value.get("url") if isinstance(value, dict) else value
-                tokens += image_tokens
-                if isinstance(url, str) and url.startswith("data:"):
+                if not isinstance(url, str):
+                    tokens += image_tokens
+                elif url.startswith("data:"):
+                    # What is called a picture may be a document all the same, which some vendors read as one.
+                    tokens += image_tokens if url.startswith("data:image/") else max(image_tokens, len(url))
                     inline += len(url)
+                else:
+                    tokens += image_tokens if counts_as_picture(url) else _linked_tokens(url, None, film_tokens)
             elif kind == "file":
-                data = value.get("file_data") if isinstance(value, dict) else None
-                tokens += max(image_tokens, len(data)) if isinstance(data, str) else FILE_TOKENS
-                inline += len(data) if isinstance(data, str) else 0
+                found, size = _file_tokens(value, image_tokens, film_tokens)
+                tokens += found
+                inline += size
             elif kind == "input_audio":
                 data = value.get("data") if isinstance(value, dict) else None
-                tokens += len(data) // 64 + 100 if isinstance(data, str) else 100
+                # Gemini counts 32 a second, and speech is packed into 5 kbit a second; a wave is not packed.
+                is_wave = isinstance(value, dict) and value.get("format") in ("wav", "pcm16")
+                tokens += len(data) // (64 if is_wave else 24) + 100 if isinstance(data, str) else 100
                 inline += len(data) if isinstance(data, str) else 0
+            elif kind in _FILMS:
+                url = value.get("url") if isinstance(value, dict) else value
+                is_inline = isinstance(url, str) and url.startswith("data:")
+                tokens += 0 if is_inline else film_tokens  # its data is in the body, which counts byte by byte
+            elif kind in _PAPERS:
+                tokens += FILE_TOKENS
     return tokens, inline
 
 
 def _is_list_content(payload: Mapping[str, Any]) -> bool:
     messages = payload.get("messages")
     return isinstance(messages, list) and any(
-        isinstance(message, dict) and isinstance(message.get("content"), list) for message in messages
+        isinstance(message, dict) and (isinstance(message.get("content"), list) or message.get("audio") is not None)
+        for message in messages
     )
 
 
-def estimate_input_tokens(payload: Mapping[str, Any], raw_len: int, *, image_tokens: int | None = None) -> int:
-    """An upper bound of the request's input tokens. `raw_len` is the body's length in bytes."""
+def estimate_input_tokens(payload: Mapping[str, Any], raw_len: int, served_by: Sequence[Deployment] = ()) -> int:
+    """An upper bound of the request's input tokens. `raw_len` is the body's length in bytes; what a picture counts
+    depends on who may serve it, whatever the client calls that."""
     extra = BASE_TOKENS
     if payload.get("tools") or payload.get("functions") or payload.get("response_format"):
         extra += TOOL_TOKENS
+    if payload.get("cached_content"):
+        extra += WINDOW_TOKENS
+    if payload.get("prediction") is not None:
+        extra += PREDICTED * raw_len
     if not _is_list_content(payload):
         return raw_len + extra
-    if image_tokens is None:
-        image_tokens = IMAGE_TOKENS_MINI if "4o-mini" in str(payload.get("model", "")) else IMAGE_TOKENS
-    tokens, inline = _media_tokens(payload, image_tokens)
+    is_mini = any("4o-mini" in name for name in (str(payload.get("model", "")), *(d.model for d in served_by)))
+    tokens, inline = _media_tokens(payload, IMAGE_TOKENS_MINI if is_mini else IMAGE_TOKENS)
     return max(0, raw_len - inline) + extra + tokens
 
 
@@ -78,18 +142,29 @@ def likely_input_tokens(payload: Mapping[str, Any], raw_len: int) -> int:
     """A fair guess (about three bytes a token), for windows whose surplus is settled afterwards."""
     if not _is_list_content(payload):
         return raw_len // 3 + BASE_TOKENS
-    tokens, inline = _media_tokens(payload, 1_500)
+    tokens, inline = _media_tokens(payload, 1_500, _LIKELY_FILM)
     return max(0, raw_len - inline) // 3 + BASE_TOKENS + tokens
 
 
 def requested_output_tokens(payload: Mapping[str, Any]) -> int | None:
-    """The most output the client allows over all its `n` choices, or `None` if it sets no bound."""
-    caps = [
-        value
-        for name in ("max_completion_tokens", "max_tokens")
-        if type(value := payload.get(name)) is int and value > 0
-    ]
-    if not caps:
-        return None
-    choices = payload.get("n")
-    return min(caps) * (choices if type(choices) is int and choices > 1 else 1)
+    """The most output the client allows over all its `n` choices, or `None` if it sets no bound, or one that vendors
+    read differently. Of two bounds the larger: some vendors heed only one of them."""
+    first, second = payload.get("max_completion_tokens"), payload.get("max_tokens")
+    cap = 0
+    for value in (first, second):
+        if value is not None:
+            if type(value) is not int or value <= 0:
+                return None
+            cap = max(cap, value)
+    return cap * requested_choices(payload) if cap else None
+
+
+def requested_choices(payload: Mapping[str, Any]) -> int:
+    """`n`, also as a text or a fraction, which some vendors round."""
+    value = payload.get("n")
+    if value is None or value == 1:
+        return 1
+    try:
+        return max(1, math.ceil(float(value)))
+    except (TypeError, ValueError, OverflowError):
+        return 1

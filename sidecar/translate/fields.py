@@ -7,11 +7,11 @@ the providers decide by the same functions (`select_params`, `judge`, `dropper`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sidecar.errors import BadRequestError
+from sidecar.errors import BadRequestError, without_credentials
 
 if TYPE_CHECKING:
     from sidecar.translate.provider import Call, Provider
@@ -156,6 +156,24 @@ def dropper(provider: Provider, call: Call, dropped: list[str], *, hints: tuple[
         dropped.append(param)
 
     return drop
+
+
+MOST_SHOWN = 50
+LONGEST_SHOWN = 80
+
+
+def shown_names(names: Sequence[str]) -> tuple[str, ...]:
+    """What a policy dropped, fit for a header, a row and a record: a client may have made the names up, with line ends
+    in them or a megabyte long, and any number of them."""
+    shown = tuple(map(_shown, names[:MOST_SHOWN]))
+    return shown if len(names) <= MOST_SHOWN else (*shown, f"and {len(names) - MOST_SHOWN} more")
+
+
+def _shown(name: str) -> str:
+    name = without_credentials(name[: 4 * LONGEST_SHOWN])
+    if not (name.isascii() and name.isprintable()):
+        name = ascii(name)[1:-1]
+    return name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
 
 
 def select_params(provider: Provider, call: Call) -> tuple[dict[str, Any], list[str]]:

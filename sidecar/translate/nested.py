@@ -110,7 +110,8 @@ class NestedFields:
         if not part.keys() <= known:
             self.rest(part, known, where, drop)
         inner = part.get(kind)
-        if isinstance(inner, dict) and not inner.keys() <= (fields := self._in_part[kind]):
+        fields = self._in_part.get(kind)
+        if fields is not None and isinstance(inner, dict) and not inner.keys() <= fields:
             self.rest(inner, fields, f"{where}.{kind}", drop)
 
     def call(self, call: Mapping[str, Any], where: str, drop: Drop) -> None:

@@ -12,7 +12,7 @@ from string import Formatter
 from typing import Any, ClassVar, Literal, Protocol, get_args
 from urllib.parse import quote
 
-from sidecar.errors import ProviderError, SidecarError, UpstreamBrokenError
+from sidecar.errors import BadRequestError, ProviderError, SidecarError, UpstreamBrokenError
 from sidecar.translate.fields import (
     OPENAI_CHAT_FIELDS,
     SMUGGLING_FIELDS,
@@ -41,11 +41,13 @@ __all__ = [
     "Splitter",
     "StreamTranslator",
     "UpstreamRequest",
+    "WireIds",
     "check_provider",
     "is_neutral",
     "judge",
     "opening",
     "refuse_smuggling",
+    "sayable",
     "select_params",
     "unsupported_field",
 ]
@@ -83,6 +85,16 @@ class Media:
     data: bytes
 
 
+class WireIds(Protocol):
+    """One attempt's ids. `previous`: the id the request names, as its client knows it and as the provider does."""
+
+    previous: tuple[str, str] | None
+
+    def outward(self, provider_id: str, tokens: int | None) -> str:
+        """As the client is to know it. `tokens`: how long what it stands for is, if that is known."""
+        ...
+
+
 @dataclass(slots=True)
 class Call:
     """One attempt's request as the provider sees it. `payload` (the client's parsed body) is never mutated.
@@ -107,6 +119,8 @@ class Call:
     """Of the deployment: region, project, api_version …"""
     media: Mapping[str, Media] = field(default_factory=dict)
     """What `needs` asked for, by URL."""
+    ids: WireIds | None = None
+    """How ids of what the provider keeps are called on the client's side."""
 
 
 @dataclass(slots=True)
@@ -153,6 +167,24 @@ def opening(first: bytes) -> bytes:
     """The role's own delta, said before the first other one: OpenAI begins text with an empty string and tool calls
     with null, so that a tool-only stream folds to the null of the unstreamed answer."""
     return b'{"role":"assistant","content":%s}' % (b'""' if first.startswith(b'{"content":') else b"null")
+
+
+class _Sayable:
+    """`with sayable:` around building and encoding a body: what hostile input makes them raise is one clear 400."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and isinstance(error, (*NOT_JSON, OverflowError)):
+            raise BadRequestError(
+                "The gateway refused the request: its body is nested too deeply or is not valid UTF-8."
+            ) from error
+
+
+sayable = _Sayable()
 
 
 class StreamTranslator:
@@ -213,7 +245,7 @@ class StreamTranslator:
         try:
             if not self.is_complete:
                 last = self._splitter.flush()
-                if last is not None and last[1] is not None:
+                if last is not None and (last[1] is not None or last[2].startswith((b"{", b"error:"))):
                     out = self.on_event(last)
                     if out and not out.endswith(b"\n\n"):
                         out = out.rstrip(b"\r\n") + b"\n\n"

@@ -20,9 +20,75 @@ MAX_MESSAGE = 1_000
 MAX_RETRY_AFTER_S = 86_400.0
 
 _CREDENTIAL = re.compile(
-    r"(?i)(bearer\s+|(?:api|access|secret|auth)[-_ ]?(?:key|token)(?: provided)?[\"']?\s*[:=]\s*[\"']?)[^\s\"',]{6,}"
+    r"(?i)(bearer\s+"
+    r"|(?:api|access|secret|auth)[-_ ]?(?:key|token)(?: provided| id)?[\"']?\s*[:=]\s*[\"']?)[^\s\"',]{6,}"
     r"|\b(?:sk|pk|rk|gsk|xai|csk|nvapi|tgp|key|hf|fw|r8|pplx|AKIA|AIza|eyJ)[-_A-Za-z0-9*.]{10,}"
 )
+
+
+_TOO_LONG = re.compile(
+    r"(?i)this (?:model|endpoint)'s maximum (?:context|prompt) length is"  # vLLM, NIM, DeepSeek, xAI, OpenRouter
+    r"|the decoder prompt \(length |you passed \d+ input tokens"  # vLLM
+    r"|requested token count exceeds the model's maximum|the input \(\d+ tokens\) is longer than"  # SGLang
+    r"|(?:the request|request \(\d+ tokens\)) exceeds the available context size"  # llama.cpp
+    r"|(?:the )?prompt is too long\b|input length and `max_tokens` exceed context limit"  # Fireworks; Claude
+    r"|input validation error: `inputs` (?:tokens \+ `max_new_tokens` )?must (?:be <=|have less than)"  # TGI, Together
+    r"|input is too long for requested model|input tokens exceeded: "  # Bedrock, Databricks
+    r"|the input token count\b"  # Gemini
+    r"|(?:<400> InternalError\.Algo\.InvalidParameter: )?range of input length should be"  # DashScope
+    r"|invalid params, context window exceeds limit"  # MiniMax
+    r"|prompt exceeds max length"  # Z.ai
+    r"|(?:invalid request: )?your request exceeded model token limit"  # Moonshot
+    r"|request body too large for \S{1,100} model\. max size: \d+ tokens"  # GitHub Models
+    r"|the input length exceeds the context length"  # Ollama
+    r"|trying to keep the first \d+ tokens when context"  # LM Studio
+    r"|invalid input argument for model '[^']{1,200}': the number of input tokens"  # watsonx.ai
+)
+"""How those say it who have no code for it; only what a message begins with counts.
+https://github.com/vllm-project/vllm/issues/20409 · https://github.com/cline/cline/issues/3120 (xAI) ·
+https://github.com/Aider-AI/aider/issues/3721 (OpenRouter) · https://github.com/ggml-org/llama.cpp/pull/15780 ·
+https://github.com/fw-ai/cookbook/issues/134 (Fireworks) · https://github.com/stanford-crfm/helm/issues/2080 (Together)
+https://github.com/agentscope-ai/QwenPaw/issues/6255 (DashScope) · https://github.com/MiniMax-AI/MiniMax-M2/issues/119
+https://github.com/cline/cline/issues/995 (GitHub Models)"""
+_UNSAFE = re.compile(
+    r"Content Exists Risk\Z"  # DeepSeek
+    r"|Content violates usage guidelines"  # xAI, with 403
+    r"|(?:input|output) new_sensitive"  # MiniMax
+    r"|系统检测到输入或生成内容可能包含不安全或敏感内容"  # Zhipu
+)
+"""https://github.com/deepseek-ai/DeepSeek-V2/issues/30 · https://github.com/UKGovernmentBEIS/inspect_ai/pull/2267"""
+_NO_MONEY = re.compile(
+    r"Insufficient balance or no resource package"  # Z.ai, with 429
+    r"|Your (?:newly created )?teams? (?:\S{1,100} )?(?:has either used all available credits|doesn't have any credits)"
+)
+"""The last is xAI's, with 429 or 403. https://docs.z.ai/api-reference/api-code"""
+_NO_MODEL = re.compile(r"Model Not Exist\Z|\S{1,200} is not a valid model ID\b")
+"""DeepSeek's and OpenRouter's, with 400: another deployment may have it. https://github.com/langbot-app/LangBot/issues/1643"""
+_NOT_VERIFIED = "Your organization must be verified to"
+"""OpenAI's, with 400 and a code for the client. https://github.com/chatboxai/chatbox/issues/2263"""
+_KEY_REFUSED = "Incorrect API key provided"
+"""xAI's, with 400. https://github.com/i-am-bee/beeai-framework/issues/447"""
+
+
+def kind_by_words(kind: ErrorKind, message: Any) -> ErrorKind:
+    """A finer kind than that of the status, for vendors whose message alone tells it."""
+    if kind not in ("bad_request", "too_large", "permission", "rate_limit") or not isinstance(message, str):
+        return kind
+    if kind in ("permission", "rate_limit") and _NO_MONEY.match(message) is not None:
+        return "quota"
+    if kind == "rate_limit":
+        return kind
+    if _UNSAFE.match(message) is not None:
+        return "content_policy"
+    if kind == "permission":
+        return kind
+    if _TOO_LONG.match(message) is not None:
+        return "context_window"
+    if _NO_MODEL.match(message) is not None:
+        return "not_found"
+    if message.startswith(_NOT_VERIFIED):
+        return "permission"
+    return "authentication" if message.startswith(_KEY_REFUSED) else kind
 
 
 class Shape(NamedTuple):
@@ -51,6 +117,7 @@ SHAPES: dict[ErrorKind, Shape] = {
     "connection": Shape(502, "api_error", "upstream_error", True, True),
 }
 
+# 412: a chat request has no preconditions; Fireworks says it of an account that is suspended for its bills.
 _BY_STATUS: dict[int, ErrorKind] = {
     400: "bad_request",
     401: "authentication",
@@ -60,6 +127,8 @@ _BY_STATUS: dict[int, ErrorKind] = {
     405: "bad_request",
     408: "timeout",
     409: "server",
+    410: "not_found",
+    412: "quota",
     413: "too_large",
     415: "bad_request",
     422: "bad_request",
@@ -81,6 +150,10 @@ def kind_of_status(status: int) -> ErrorKind:
     return "bad_request" if 400 <= status < 500 else "server"
 
 
+_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f]")
+"""Compressed, or in a framing nobody asked for."""
+
+
 def error_fields(body: bytes) -> dict[str, Any]:
     """The error object of a body in any of the usual forms: `{"error": {…}}`, `{"error": "…"}`, `{"message": …}`,
     `{"detail": …}`, a list of one of these; `{}` for HTML, nothing or `null`."""
@@ -88,7 +161,8 @@ def error_fields(body: bytes) -> dict[str, Any]:
         parsed = msgspec.json.decode(body)
     except NOT_JSON:
         text = body[:MAX_MESSAGE].decode("utf-8", "replace").strip()
-        return {} if not text or text.startswith("<") else {"message": text}
+        is_text = text and not text.startswith("<") and _NO_TEXT.search(text) is None
+        return {"message": text} if is_text else {}
     if isinstance(parsed, list) and parsed:
         parsed = parsed[0]
     if isinstance(parsed, str):

@@ -23,10 +23,14 @@ _CACHED_BESIDE = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens
 """DeepSeek's, Moonshot's, Mistral's."""
 
 
+MAX_COUNT = 1 << 31
+"""No request has more tokens; one that says so would use up any budget, and be more than a ledger's row holds."""
+
+
 def count(value: Any) -> int | None:
     """A token count, or `None` for anything that is not one."""
     if type(value) is int:
-        return value if 0 <= value < 1 << 53 else None
+        return value if 0 <= value < MAX_COUNT else None
     if type(value) is float and value.is_integer():
         return count(int(value))
     return None
@@ -58,6 +62,8 @@ def usage_from_openai(source: Any) -> Usage:
         completion_details = _sub(source, "completion_tokens_details")
     if prompt is None and completion is None:
         return UNKNOWN_USAGE
+    if completion is None and prompt is not None and (total := count(source.get("total_tokens"))) is not None:
+        completion = max(0, total - prompt)
 
     cached = written = audio_input = image_input = None
     if prompt_details:
@@ -146,13 +152,11 @@ def has_content(choices: bytes) -> bool:
     return False
 
 
-class UsageSniffer:
-    """Reads usage from an OpenAI-dialect answer passing by; never raises, never changes a byte.
+class AnswerReader:
+    """Reads usage from an answer passing by; never raises, never changes a byte. A dialect says what its events and its
+    whole body tell. Bodies and events over `limit` bytes have unknown usage."""
 
-    Unstreamed bodies are kept up to `limit` bytes; a larger one has unknown usage.
-    """
-
-    __slots__ = ("_body", "_is_stream", "_limit", "_splitter", "_usage", "content_started", "is_complete")
+    __slots__ = ("_body", "_is_stream", "_limit", "_splitter", "_usage")
 
     def __init__(self, is_stream: bool = False, limit: int = 8 * 1024 * 1024) -> None:
         self._is_stream = is_stream
@@ -160,13 +164,9 @@ class UsageSniffer:
         self._body = bytearray()
         self._splitter: SSESplitter | None = SSESplitter(limit) if is_stream else None
         self._usage: Usage | None = None
-        self.content_started = False
-        self.is_complete = False
 
     def feed(self, data: bytes) -> None:
         if not self._is_stream:
-            if data:
-                self.content_started = True
             if len(self._body) <= self._limit:
                 self._body += data
                 self._usage = None
@@ -178,28 +178,57 @@ class UsageSniffer:
         except UpstreamBrokenError:
             self._splitter = None
             return
-        for _, content, _ in events:
-            if content is None:
-                continue
-            if content.strip() == b"[DONE]":
-                self.is_complete = True
-                continue
-            try:
-                view = decode_chunk(content)
-            except NOT_JSON:
-                continue
-            usage = usage_of(view)
-            if usage is not None and (found := usage_from_openai(usage)).is_known:
-                self._usage = found
-            if not self.content_started:
-                self.content_started = has_content(bytes(view.choices))
+        for name, content, _ in events:
+            if content is not None:
+                try:
+                    self._event(name, content)
+                except NOT_JSON:
+                    continue
+
+    def _event(self, name: bytes, content: bytes) -> None:
+        """May raise one of `NOT_JSON`."""
+        raise NotImplementedError
+
+    def _whole(self, body: bytes) -> Usage:
+        """May raise one of `NOT_JSON`."""
+        raise NotImplementedError
 
     @property
     def usage(self) -> Usage:
         """As far as seen; for an unstreamed body, once it is whole."""
         if self._usage is None and not self._is_stream and 0 < len(self._body) <= self._limit:
             try:
-                self._usage = usage_from_openai(decode_chunk(self._body).usage)
+                self._usage = self._whole(bytes(self._body))
             except NOT_JSON:
                 return UNKNOWN_USAGE
         return self._usage or UNKNOWN_USAGE
+
+
+class UsageSniffer(AnswerReader):
+    """Of an OpenAI-dialect answer, and whether it has begun and ended."""
+
+    __slots__ = ("content_started", "is_complete")
+
+    def __init__(self, is_stream: bool = False, limit: int = 8 * 1024 * 1024) -> None:
+        super().__init__(is_stream, limit)
+        self.content_started = False
+        self.is_complete = False
+
+    def feed(self, data: bytes) -> None:
+        if data and not self._is_stream:
+            self.content_started = True
+        super().feed(data)
+
+    def _event(self, name: bytes, content: bytes) -> None:
+        if content.strip() == b"[DONE]":
+            self.is_complete = True
+            return
+        view = decode_chunk(content)
+        usage = usage_of(view)
+        if usage is not None and (found := usage_from_openai(usage)).is_known:
+            self._usage = found
+        if not self.content_started:
+            self.content_started = has_content(bytes(view.choices))
+
+    def _whole(self, body: bytes) -> Usage:
+        return usage_from_openai(decode_chunk(body).usage)

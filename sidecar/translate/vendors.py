@@ -395,12 +395,19 @@ _CLOUDS: tuple[Vendor, ...] = (
 )
 """Whose main trade is computers."""
 
+OTHER_MODELS = _refuse(
+    "models fallbacks route preset providerOptions",
+    "It may have another model answer than the deployment's, at another price; remove it.",
+)
+"""https://openrouter.ai/docs/features/model-routing · https://vercel.com/docs/ai-gateway/models-and-providers/model-fallbacks"""
+
 _ROUTERS: tuple[Vendor, ...] = (
     Vendor(
         "openrouter",
         "https://openrouter.ai/api/v1",
         "OPENROUTER_API_KEY",
         "https://openrouter.ai/docs/api-reference/overview",
+        refused=OTHER_MODELS,
         note="thinking in `reasoning`",
     ),
     Vendor(
@@ -408,37 +415,72 @@ _ROUTERS: tuple[Vendor, ...] = (
         "https://models.github.ai/inference",
         "GITHUB_TOKEN",
         "https://docs.github.com/en/rest/models/inference",
+        refused=OTHER_MODELS,
     ),
     Vendor(
         "vercel",
         "https://ai-gateway.vercel.sh/v1",
         "AI_GATEWAY_API_KEY",
         "https://vercel.com/docs/ai-gateway/sdks-and-apis/openai-chat-completions",
+        refused=OTHER_MODELS,
     ),
     Vendor(
         "helicone",
         "https://ai-gateway.helicone.ai/v1",
         "HELICONE_API_KEY",
         "https://docs.helicone.ai/rest/ai-gateway/post-v1-chat-completions",
+        refused=OTHER_MODELS,
     ),
-    Vendor("requesty", "https://router.requesty.ai/v1", "REQUESTY_API_KEY", "https://docs.requesty.ai"),
+    Vendor(
+        "requesty",
+        "https://router.requesty.ai/v1",
+        "REQUESTY_API_KEY",
+        "https://docs.requesty.ai",
+        refused=OTHER_MODELS,
+    ),
     Vendor(
         "poe",
         "https://api.poe.com/v1",
         "POE_API_KEY",
         "https://creator.poe.com/docs/external-applications/openai-compatible-api",
+        refused=OTHER_MODELS,
     ),
-    Vendor("cortecs", "https://api.cortecs.ai/v1", "CORTECS_API_KEY", "https://docs.cortecs.ai/"),
-    Vendor("nanogpt", "https://nano-gpt.com/api/v1", "NANO_GPT_API_KEY", "https://docs.nano-gpt.com"),
-    Vendor("aihubmix", "https://aihubmix.com/v1", "AIHUBMIX_API_KEY", "https://docs.aihubmix.com"),
+    Vendor(
+        "cortecs",
+        "https://api.cortecs.ai/v1",
+        "CORTECS_API_KEY",
+        "https://docs.cortecs.ai/",
+        refused=OTHER_MODELS,
+    ),
+    Vendor(
+        "nanogpt",
+        "https://nano-gpt.com/api/v1",
+        "NANO_GPT_API_KEY",
+        "https://docs.nano-gpt.com",
+        refused=OTHER_MODELS,
+    ),
+    Vendor(
+        "aihubmix",
+        "https://aihubmix.com/v1",
+        "AIHUBMIX_API_KEY",
+        "https://docs.aihubmix.com",
+        refused=OTHER_MODELS,
+    ),
     Vendor(
         "fastrouter",
         "https://go.fastrouter.ai/api/v1",
         "FASTROUTER_API_KEY",
         "https://docs.fastrouter.ai/",
+        refused=OTHER_MODELS,
     ),
-    Vendor("zenmux", "https://zenmux.ai/api/v1", "ZENMUX_API_KEY", "https://docs.zenmux.ai"),
-    Vendor("abacus", "https://routellm.abacus.ai/v1", "ABACUS_API_KEY", "https://abacus.ai/help/api"),
+    Vendor("zenmux", "https://zenmux.ai/api/v1", "ZENMUX_API_KEY", "https://docs.zenmux.ai", refused=OTHER_MODELS),
+    Vendor(
+        "abacus",
+        "https://routellm.abacus.ai/v1",
+        "ABACUS_API_KEY",
+        "https://abacus.ai/help/api",
+        refused=OTHER_MODELS,
+    ),
 )
 """Who passes requests on to others."""
 

@@ -158,6 +158,12 @@ def sendable(headers: Headers) -> Headers:
     return [h for h in out if h[0] not in named] if named else out
 
 
+def distrust(error: BaseException) -> str:
+    """Why there is no connection, for the client: which host the gateway asks is the operator's."""
+    why = str(getattr(error, "verify_message", None) or error)
+    return re.split(r"[,('\"]", why, maxsplit=1)[0].strip()
+
+
 def is_proper(headers: Headers) -> bool:
     """No byte is in them that would begin another header or line."""
     return not any(_BAD_VALUE.search(value) or _BAD_NAME.search(name) or not name for name, value in headers)

@@ -253,21 +253,21 @@ class Answer:
 
     __slots__ = (
         "_connection",
-        "_error",
         "_is_paused",
         "_loop",
         "_pieces",
         "_request",
         "_size",
         "_started_at",
-        "_touched_at",
         "_waiter",
+        "error",
         "has_bytes",
         "headers",
         "is_close_delimited",
         "is_complete",
         "is_reused",
         "status",
+        "touched_at",
     )
 
     def __init__(
@@ -283,12 +283,12 @@ class Answer:
         self._loop = loop
         self._request = request
         self._started_at = started_at
-        self._touched_at = started_at
+        self.touched_at = started_at
         self._pieces: list[bytes] = []
         self._size = 0
         self._is_paused = False
         self._waiter: asyncio.Future[None] | None = None
-        self._error: UpstreamError | None = None
+        self.error: UpstreamError | None = None
         self.has_bytes = False
         self.is_reused = is_reused
         self.status = 0
@@ -302,15 +302,15 @@ class Answer:
         self.status = status
         self.headers = headers
         self.is_close_delimited = is_close_delimited
-        self._touched_at = self._loop.time()
-        if not self._connection.rings_by(self._touched_at + self._request.timeouts.gap_s):
+        self.touched_at = self._loop.time()
+        if not self._connection.rings_by(self.touched_at + self._request.timeouts.gap_s):
             self._connection.ring_at(self.next_deadline()[0])
         self._wake()
 
     def piece(self, body: bytes) -> None:
         self._pieces.append(body)
         self._size += len(body)
-        self._touched_at = self._loop.time()
+        self.touched_at = self._loop.time()
         if self._size > HIGH_WATER and not self._is_paused:
             self._is_paused = True
             self._connection.pause()
@@ -325,7 +325,7 @@ class Answer:
         self._wake()
 
     def lost(self, exc: Exception | None) -> None:
-        if self._error is not None:
+        if self.error is not None:
             return
         if self.is_close_delimited and exc is None and self._connection.has_eof:
             self.done()
@@ -338,8 +338,8 @@ class Answer:
             self.fail(UpstreamBrokenError(f"The provider {how} the connection {what}."))
 
     def fail(self, error: UpstreamError) -> None:
-        if self._error is None and not self.is_complete:
-            self._error = error
+        if self.error is None and not self.is_complete:
+            self.error = error
             self._connection.close()
             self._wake()
 
@@ -359,10 +359,10 @@ class Answer:
             if not self.status:
                 first = self._started_at + times.first_byte_s
                 return (first, "first_byte") if first < total else (total, "total")
-            gap = self._touched_at + times.gap_s
+            gap = self.touched_at + times.gap_s
             return (gap, "gap") if gap < total else (total, "total")
         if self.status:
-            gap = self._touched_at + times.gap_s
+            gap = self.touched_at + times.gap_s
             return (gap, "gap") if gap < total else (total, "total")
         return total, "total"
 
@@ -379,15 +379,15 @@ class Answer:
             self._waiter = None
 
     async def head(self) -> None:
-        while not self.status and self._error is None:
+        while not self.status and self.error is None:
             await self._wait()
-        if self._error is not None and not self.status:
-            raise self._error
+        if self.error is not None and not self.status:
+            raise self.error
 
     async def read(self) -> bytes:
         while not self._pieces:
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             if self.is_complete:
                 return b""
             await self._wait()
@@ -397,8 +397,8 @@ class Answer:
         self._size = 0
         if self._is_paused:
             self._is_paused = False
-            self._touched_at = self._loop.time()
-            if not self.is_complete and self._error is None:
+            self.touched_at = self._loop.time()
+            if not self.is_complete and self.error is None:
                 self._connection.ring_at(self.next_deadline()[0])  # the timer may be set for `total`
                 self._connection.resume()
         return body
@@ -407,7 +407,7 @@ class Answer:
         return await read_all(self, limit)
 
     def abort(self) -> None:
-        if not self.is_complete and self._error is None:
-            self._error = UpstreamBrokenError("The gateway closed the connection to the provider.")
+        if not self.is_complete and self.error is None:
+            self.error = UpstreamBrokenError("The gateway closed the connection to the provider.")
             self._connection.close()
             self._wake()

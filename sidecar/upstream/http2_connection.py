@@ -26,7 +26,14 @@ from h2.exceptions import H2Error, NoAvailableStreamIDError, TooManyStreamsError
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import Frame, GoAwayFrame
 
-from sidecar.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, UpstreamError, UpstreamStaleError
+from sidecar.errors import (
+    BadRequestError,
+    UpstreamBrokenError,
+    UpstreamConnectError,
+    UpstreamError,
+    UpstreamStaleError,
+    UpstreamTimeoutError,
+)
 from sidecar.types import Headers
 from sidecar.upstream.base import HttpRequest, is_proper, returnable
 from sidecar.upstream.connection import HIGH_WATER, Answer, Line, poll_of
@@ -79,6 +86,8 @@ class Http2Connection(asyncio.Protocol):
         self._idle_s = idle_s
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
+        self._heard_at = loop.time()
+        self._is_doubted = False
         self._is_leaving = False
         self._can_write = True
         self._poll: Callable[[int], object] | None = None
@@ -95,6 +104,8 @@ class Http2Connection(asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self.loop.time()
+        self._is_doubted = False
         try:
             events = self._state.receive_data(data)
         except H2Error as error:
@@ -153,7 +164,9 @@ class Http2Connection(asyncio.Protocol):
 
     @property
     def has_room(self) -> bool:
-        if self.is_closed or self._is_leaving or self._transport is None or self._transport.is_closing():
+        if self.is_closed or self._is_leaving or self._is_doubted:
+            return False
+        if self._transport is None or self._transport.is_closing():
             return False
         if len(self._streams) >= min(MAX_STREAMS, self._state.remote_settings.max_concurrent_streams):
             return False
@@ -205,6 +218,13 @@ class Http2Connection(asyncio.Protocol):
     def _fail_all(self, error: UpstreamError) -> None:
         for stream in list(self._streams.values()):
             stream.answer.fail(error)
+
+    def doubt(self, since: float) -> None:
+        """An answer was waited for in vain since then. If nothing at all came meanwhile, the way may be gone without a
+        word (a firewall forgot it), and TCP tells in minutes: no further request until the provider says something."""
+        if self._heard_at <= since and not self._is_doubted:
+            self._is_doubted = True
+            self._state.ping(b"\0" * 8)
 
     def drop(self, stream_id: int) -> None:
         """The stream is over, for whatever reason."""
@@ -346,6 +366,8 @@ class Stream(Line):
     def close(self) -> None:
         if not self._is_over and not self._connection.is_closed:
             with contextlib.suppress(H2Error):  # it ended in the very bytes that are being looked at
+                if isinstance(self.answer.error, UpstreamTimeoutError):
+                    self._connection.doubt(self.answer.touched_at)
                 self._connection.state.reset_stream(self.stream_id, ErrorCodes.CANCEL)
             self._connection.flush()
         self._end()

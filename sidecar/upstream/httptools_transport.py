@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from sidecar.errors import UpstreamConnectError, UpstreamStaleError, UpstreamTimeoutError
-from sidecar.upstream.base import HttpAnswer, HttpRequest, head_bytes
+from sidecar.upstream.base import HttpAnswer, HttpRequest, distrust, head_bytes
 from sidecar.upstream.connection import Connection
 from sidecar.upstream.parsers import H11Parser, HttptoolsParser, Parser
 
@@ -164,7 +164,7 @@ class HttptoolsTransport:
             ) from None
         except ssl.SSLCertVerificationError as error:
             raise UpstreamConnectError(
-                f"The gateway does not trust the provider's certificate ({error.verify_message})."
+                f"The gateway does not trust the provider's certificate ({distrust(error)})."
             ) from None
         except OSError as error:
             raise UpstreamConnectError(

@@ -16,7 +16,7 @@ import httpx2
 
 from sidecar.errors import BadRequestError, UpstreamBrokenError, UpstreamConnectError, UpstreamTimeoutError
 from sidecar.types import Headers
-from sidecar.upstream.base import HttpAnswer, HttpRequest, head_bytes, read_all, returnable, sendable
+from sidecar.upstream.base import HttpAnswer, HttpRequest, distrust, head_bytes, read_all, returnable, sendable
 from sidecar.upstream.connection import Phase
 from sidecar.upstream.parsers import ParseError, ends_with_close
 
@@ -114,7 +114,7 @@ class Httpx2Transport:
         except httpx2.ProxyError as error:
             raise UpstreamConnectError(f"The proxy refused to connect to the provider ({str(error)[:3]}).") from None
         except httpx2.ConnectError as error:
-            raise UpstreamConnectError(f"The gateway could not connect to the provider ({error}).") from None
+            raise UpstreamConnectError(f"The gateway could not connect to the provider ({distrust(error)}).") from None
         except (httpx2.LocalProtocolError, httpx2.InvalidURL) as error:
             raise BadRequestError(f"The gateway refused the request: it may not be sent ({error}).") from None
         except httpx2.TransportError as error:

@@ -48,6 +48,9 @@ class Seeds:
             raise self.failure
         self.identities.append(identity)
 
+    async def catch_up(self, identity: Identity) -> None:
+        return
+
 
 class Api:
     """A client with the master key; `minted` keys must not appear in any later answer."""
@@ -106,8 +109,8 @@ async def api(database_url: str) -> AsyncIterator[Api]:
     clock = Clock()
     store, ledger = Store(database, clock=clock), Ledger(database)
     tree = Tree(KeyTable(store), PrincipalTable(store))
-    keys = Keys(tree.keys, master_key=Secret(MASTER), clock=clock)
-    feed = ChangeFeed(store, [keys], clock=clock)
+    keys = Keys(tree.keys, master_key=Secret(MASTER), clock=clock, deadline_s=60)
+    feed = ChangeFeed(store, [keys], clock=clock, deadline_s=60)
     await feed.poll()
     seeds = Seeds()
     config = load_config(None, {})

@@ -37,7 +37,7 @@ def two_of(provider: FaultProvider, **more: Any) -> dict[str, Any]:
         {**base, **price, "model": "b"},
         {**base, **price, "model": "c", "order": 2},
     ]
-    routing = {"retries": 2, "cooldown_s": 30, "cooldown_after": 1, "fallbacks": {"gpt": ["spare"]}}
+    routing = {"retries": 2, "cooldown_s": 600, "cooldown_after": 1, "fallbacks": {"gpt": ["spare"]}}
     models = [
         {"name": "gpt", "deployments": group},
         {"name": "spare", "deployments": [{**base, **price, "model": "d"}]},
@@ -212,6 +212,9 @@ async def test_the_clients_own_id_finds_it_and_hides_nobody_elses(gateway: Runni
     assert (await explained(gateway, "order-17", key))["exchange_id"] == exchange_id
     assert (await explained(gateway, exchange_id))["exchange_id"] == exchange_id
     assert (await explained(gateway, exchange_id, other))["request_id"] == exchange_id
+    odd = await gateway.chat(key, body(), headers={"x-request-id": "a/b c/"})
+    found = await explained(gateway, "a%2Fb%20c%2F", key)
+    assert (found["request_id"], found["exchange_id"]) == ("a/b c/", odd.headers["x-request-id"])
 
 
 async def test_a_replay_names_whose_answer_it_got(gateway: Running) -> None:
@@ -245,15 +248,15 @@ async def test_who_waited_in_the_queue_and_how_long_is_told(provider: FaultProvi
     async with served(tmp_path, provider.base_url, top=two_of(provider, queue={"size": 5})) as gateway:
         key = await gateway.mint(max_parallel_requests=1)
         provider.script(Fault(drip_s=0.05))
-        running = asyncio.create_task(gateway.chat(key, body(stream=True), headers={"x-sidecar-timeout": "20"}))
-        async with asyncio.timeout(20):
+        running = asyncio.create_task(gateway.chat(key, body(stream=True), headers={"x-sidecar-timeout": "120"}))
+        async with asyncio.timeout(60):
             while not provider.requests:
                 await asyncio.sleep(0.005)
         waited = await gateway.chat(key, body(), headers={"idempotency-key": "k"})
         shown = await explained(gateway, waited)
         assert (shown["queue"]["place"], shown["queue"]["waited_ms"] > 0) == (1, True)
         assert abs(shown["queue"]["waited_ms"] - int(waited.headers["x-sidecar-queue-ms"])) <= 1
-        assert (await explained(gateway, await running))["deadline_s"] == 20
+        assert (await explained(gateway, await running))["deadline_s"] == 120
         again = await gateway.chat(key, body(), headers={"idempotency-key": "k"})
         assert again.headers["idempotent-replayed"] == "true"
         assert not [name for name in again.headers if name.startswith("x-sidecar-queue")]
@@ -267,7 +270,7 @@ async def test_a_client_that_left_stands_there_with_what_it_cost(gateway: Runnin
     async with gateway.http.stream("POST", path, headers=headers, json=body(stream=True)) as answer:
         async for _ in answer.aiter_bytes():
             break
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await asked(gateway, "left")).status_code != 200:
             await asyncio.sleep(0.02)
     shown = await explained(gateway, "left")
@@ -336,7 +339,7 @@ async def test_any_process_explains_what_any_other_did(
         refused = await first.chat(key, body())
         assert refused.status_code == 429
         for gateway in (first, second) * 3:
-            async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
+            async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
                 there = Running(gateway.url, http)
                 assert (await explained(there, answer, key))["source"] == "memory"
                 shown = await explained(there, refused)
@@ -358,7 +361,7 @@ async def test_redis_gone_costs_a_moment_and_leaves_the_rest(
             harm()
             began = time.monotonic()
             assert (await explained(gateway, answer, key))["source"] == "ledger"
-            assert time.monotonic() - began < 9
+            assert time.monotonic() - began < 40  # the client waits longer
             if harm == server.freeze:
                 with contextlib.suppress(ProcessLookupError):
                     server.thaw()
@@ -377,3 +380,20 @@ def test_memory_is_bounded() -> None:
     assert len(records) == 100
     assert records.find("x-899") == []
     assert records.find("x-999")[0]["duration_ms"] == 1000
+
+
+def test_one_name_for_thousands_of_requests_is_one_account_a_caller() -> None:
+    from sidecar.asgi import Inbox
+    from sidecar.exchange import Exchange
+    from sidecar.types import Identity
+
+    async def never() -> Any:
+        raise AssertionError
+
+    records = Records()
+    for number in range(3000):
+        exchange = Exchange(f"x-{number}", float(number), Inbox(never), request_id="1")
+        exchange.identity = Identity(key_hash="ab"[number % 2] * 64) if number % 3 else None
+        records.note(exchange, number + 1.0)
+    assert [shown["exchange_id"] for shown in records.find("1")] == ["x-2999", "x-2998", "x-2997"]
+    assert [shown["exchange_id"] for shown in records.find("x-17")] == ["x-17"]

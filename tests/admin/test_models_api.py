@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ async def test_a_stored_model_serves_at_once_and_on_other_processes(tmp_path: Pa
         async def is_there() -> bool:
             return (await two.chat(key, body("fresh"))).status_code == 200
 
-        await eventually(is_there, 10)
+        await eventually(is_there)
         names = (await one.http.get(f"{one.url}/v1/models", headers={"authorization": f"Bearer {key}"})).json()["data"]
         assert "fresh" in {model["id"] for model in names}
 
@@ -65,7 +66,7 @@ async def test_a_stored_model_serves_at_once_and_on_other_processes(tmp_path: Pa
         async def is_gone() -> bool:
             return (await two.chat(key, body("fresh"))).status_code == 404
 
-        await eventually(is_gone, 10)
+        await eventually(is_gone)
 
 
 async def test_names_users_know_are_taken(tmp_path: Path, faults: FaultProvider) -> None:
@@ -129,3 +130,27 @@ async def test_a_row_sealed_with_another_key_is_left_out_and_harms_no_other(
         key = await gateway.mint()
         assert (await gateway.chat(key, body("m"))).status_code == 404
         assert (await gateway.chat(key, body("gpt"))).status_code == 200
+
+
+async def test_changes_made_at_once_all_stand(tmp_path: Path, faults: FaultProvider) -> None:
+    """Each is answered with 200; of two that read the same row before, one would take the other's back."""
+    place = {"provider": "openai", "model": "gpt-x", "base_url": f"{faults.base_url}/v1", "price": "free"}
+    place["api_key"] = CANARY
+    wanted = {
+        "weight": 7,
+        "order": 3,
+        "drop_params": True,
+        "max_output_tokens": 9,
+        "tags": ["blue"],
+        "params": {"seed": 1},
+    }
+    async with served(tmp_path, faults.base_url, top=VAULT) as one, served(tmp_path, faults.base_url, top=VAULT) as two:
+        status, made = await post(one, "/model/new", {"model_name": "fresh", "model_id": "m1", "deployment": place})
+        assert status == 200, made
+        changes = [{"model_id": "m1", "deployment": {name: value}} for name, value in wanted.items()]
+        found = await asyncio.gather(
+            *(post(gateway, "/model/update", change) for gateway, change in zip([one, two] * 3, changes, strict=True))
+        )
+        assert {status for status, _ in found} == {200}, found
+        info = await one.admin("/model/info", model_id="m1")
+        assert info["data"][0]["deployment"] | wanted == info["data"][0]["deployment"]

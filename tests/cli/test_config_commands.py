@@ -114,7 +114,7 @@ def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
         "heavy = {'sqlalchemy', 'starlette', 'httpx2', 'uvicorn', 'redis', 'rich', 'ruamel'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Usage:" in done.stdout
 

@@ -79,3 +79,13 @@ async def test_what_is_not_there_or_not_asked_rightly_is_said(gateway: Running) 
     assert (both.exit_code, "not both" in both.output) == (2, True)
     neither = await run(gateway)
     assert (neither.exit_code, "--request-id" in neither.output) == (2, True)
+
+
+async def test_what_a_client_made_up_writes_no_line_and_moves_no_cursor(gateway: Running) -> None:
+    key = await gateway.mint()
+    made_up = "gpt\n200 ok; cost $0\x1b[2J\x9b1mrefused"
+    answer = await gateway.chat(key, body(made_up, user="\x1b]0;title\x07"))
+    told = (await run(gateway, "--request-id", answer.headers["x-request-id"])).stdout
+    assert r"model gpt\n200 ok; cost $0\x1b[2J\x9b1mrefused; by key" in told, told
+    assert r"end_user \x1b]0;title\x07" in told, told
+    assert not [c for c in told if not c.isprintable() and c != "\n"]

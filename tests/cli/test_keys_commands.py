@@ -123,7 +123,7 @@ def test_list_shows_every_key_masked_and_as_plain_text(admin: Admin) -> None:
     assert "000000000000" in lines[1]
     assert "0.00001" in lines[1]
     assert "all" in lines[2]
-    assert "[red]x[31m" in lines[3]
+    assert r"[red]x\x1b[31m" in lines[3]
     assert "\x1b[31m" not in result.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -64,7 +65,7 @@ async def test_an_answer_that_refuses_is_an_answer() -> None:
 
 
 async def test_a_slow_use_opens_it_while_it_waits_and_closes_it_when_it_is_answered_after_all() -> None:
-    breaker = Breaker()
+    breaker = Breaker(clock=Clock())
     with breaker.watch(0.01):
         while not breaker.is_open:
             await asyncio.sleep(0.005)
@@ -78,3 +79,15 @@ async def test_a_cancelled_use_says_nothing_of_the_database() -> None:
     with pytest.raises(asyncio.CancelledError), breaker.watch():
         raise asyncio.CancelledError
     assert not breaker.is_open
+
+
+async def test_a_loop_that_stood_still_says_nothing_of_the_database() -> None:
+    breaker = Breaker()
+    with breaker.watch(0.5):
+        await asyncio.sleep(0)
+        time.sleep(0.8)  # noqa: ASYNC251 – the process gets no CPU; the answer comes meanwhile and lies unread
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not breaker.is_open
+        while not breaker.is_open:  # a loop that turns: now it is the database
+            await asyncio.sleep(0.01)

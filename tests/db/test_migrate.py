@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from alembic.script import ScriptDirectory
 
 import sidecar.db
 from sidecar.db import Database, migrate
-from sidecar.db.partitions import bound, months
+from sidecar.db.partitions import bound, days, missing_partitions, months
 from sidecar.db.schema import HEAD, metadata
 from sidecar.errors import UnavailableError
 
@@ -40,7 +41,9 @@ async def test_the_migrations_make_what_the_schema_says(database_url: str) -> No
 
     def differences(connection: sa.Connection) -> list[object]:
         def ours(name: str | None, kind: str, _parents: object) -> bool:
-            return kind != "table" or not (name or "").startswith(("spend_20", "spend_default"))
+            return kind != "table" or not (name or "").startswith(
+                ("spend_20", "spend_default", "prompts_20", "prompts_default")
+            )
 
         context = MigrationContext.configure(connection, opts={"include_name": ours, "compare_type": True})
         return list(compare_metadata(context, metadata))
@@ -59,7 +62,7 @@ def test_the_newest_migration_is_the_one_the_code_wants() -> None:
 async def test_several_starters_at_once_all_find_the_schema(database_url: str) -> None:
     code = "import asyncio, sys; from sidecar.db import migrate; asyncio.run(migrate(sys.argv[1]))"
     command = [sys.executable, "-W", "error", "-c", code, database_url]
-    starters = [await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE) for _ in range(4)]
+    starters = [await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE) for _ in range(3)]
     for starter in starters:
         _, errors = await starter.communicate()
         assert starter.returncode == 0, errors.decode()
@@ -67,6 +70,16 @@ async def test_several_starters_at_once_all_find_the_schema(database_url: str) -
     database = Database(database_url)
     assert await database.schema_is_current()
     await database.aclose()
+
+
+async def test_databases_of_one_process_are_migrated_at_once(tmp_path: Path) -> None:
+    urls = [f"sqlite:///{tmp_path}/{number}.db" for number in range(8)]
+    async with asyncio.timeout(240):
+        await asyncio.gather(*map(migrate, urls[:4]), *(asyncio.to_thread(asyncio.run, migrate(u)) for u in urls[4:]))
+    for url in urls:
+        database = Database(url)
+        assert await database.schema_is_current()
+        await database.aclose()
 
 
 async def test_alembic_is_not_imported_for_a_current_schema(tmp_path: Path) -> None:
@@ -100,6 +113,28 @@ async def test_partitions_are_made_ahead_and_rows_of_the_default_one_move(postgr
     await database.aclose()
 
 
+async def test_a_long_reader_puts_the_next_partitions_off_and_blocks_nobody(postgres_url: str) -> None:
+    """A backup, say. Without a bound everybody who reads the ledger would wait behind us, who wait for it."""
+    now = [NOVEMBER - 400 * 86_400]
+    database = Database(postgres_url, clock=lambda: now[0])
+    await database.migrate()
+    now[0] = NOVEMBER
+    async with database.engine.connect() as reader, database.engine.connect() as connection:
+        await reader.exec_driver_sql("SELECT count(*) FROM spend")  # its transaction stays open
+        async with asyncio.timeout(120):
+            waiting = asyncio.create_task(database.make_partitions())
+            await asyncio.sleep(0.5)
+            await connection.exec_driver_sql("SELECT count(*) FROM spend")
+            await connection.rollback()
+            await waiting
+        assert [one for one in await missing_partitions(connection, NOVEMBER) if one[0] == "spend"]
+        await connection.rollback()
+    await database.make_partitions()
+    async with database.engine.connect() as connection:
+        assert await missing_partitions(connection, NOVEMBER) == []
+    await database.aclose()
+
+
 def test_a_month_begins_with_the_least_id_of_its_first_millisecond() -> None:
     (name, start, end), *_ = months(NOVEMBER)
     assert name == "spend_202611"
@@ -122,3 +157,9 @@ async def test_a_child_process_migrates_too_and_its_failure_is_told_without_the_
     with pytest.raises(UnavailableError) as error:
         await broken._migrate_in_child()
     assert "canary" not in str(error.value)
+
+
+def test_a_day_of_prompts_ends_where_the_next_one_begins() -> None:
+    found = days(NOVEMBER)
+    assert [name for name, _, _ in found[:2]] == ["prompts_20261118", "prompts_20261119"]
+    assert all(before[2] == after[1] for before, after in itertools.pairwise(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,9 +19,9 @@ pytestmark = pytest.mark.anyio
     [
         "",
         "?sslmode=disable",
-        "?sslmode=prefer&application_name=billing&connect_timeout=5",
+        "?sslmode=prefer&application_name=billing&connect_timeout=50",
         "?channel_binding=prefer&keepalives_idle=30&target_session_attrs=any",
-        "?options=-c%20statement_timeout%3D5000",
+        "?options=-c%20statement_timeout%3D50000",
         "?statement_cache_size=0",
         "?prepared_statement_cache_size=0",
         "?pgbouncer=true",
@@ -40,11 +41,31 @@ async def test_every_way_to_write_the_scheme_connects(postgres_url: str, scheme:
 
 
 async def test_the_options_reach_the_server(postgres_url: str) -> None:
-    database = Database(postgres_url + "?application_name=billing&options=-c%20statement_timeout%3D5000")
+    database = Database(postgres_url + "?application_name=billing&options=-c%20statement_timeout%3D50000")
     async with database.engine.connect() as connection:
         assert (await connection.exec_driver_sql("SHOW application_name")).scalar() == "billing"
-        assert (await connection.exec_driver_sql("SHOW statement_timeout")).scalar() == "5s"
+        assert (await connection.exec_driver_sql("SHOW statement_timeout")).scalar() == "50s"
     await database.aclose()
+
+
+KERNEL = Path("/proc/sys/net/ipv4/tcp_keepalive_time")
+
+
+@pytest.mark.skipif(not KERNEL.exists() or KERNEL.read_text() != "7200\n", reason="the kernel's keep-alives are set")
+async def test_a_session_whose_client_is_gone_does_not_keep_its_locks_for_hours(postgres_url: str) -> None:
+    async def shown(options: str) -> tuple[str, str]:
+        session = await Database(postgres_url + options).session()
+        try:
+            return (
+                await session.fetchval("SHOW idle_in_transaction_session_timeout"),
+                await session.fetchval("SHOW tcp_keepalives_idle"),
+            )
+        finally:
+            await session.close()
+
+    assert await shown("") == ("1min", "60")
+    assert await shown("?options=-c%20idle_in_transaction_session_timeout%3D5s") == ("5s", "60"), "the operator's own"
+    assert await shown("?pgbouncer=true") == ("0", "7200"), "the session is somebody else's next"
 
 
 async def test_behind_pgbouncer_no_statement_stays_prepared(postgres_url: str) -> None:
@@ -63,7 +84,7 @@ async def test_many_workers_share_a_server_with_few_connections(postgres_url: st
     role = f"worker_{urlsplit(postgres_url).path.strip('/')}"
     async with owner.engine.begin() as connection:
         await connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 8")
-    workers = [Database(postgres_url.replace("//postgres@", f"//{role}@")) for _ in range(6)]
+    workers = [Database(postgres_url.replace("//postgres@", f"//{role}@") + "?connect_timeout=60") for _ in range(6)]
 
     async def ask(database: Database) -> None:
         async with database.engine.connect() as connection:

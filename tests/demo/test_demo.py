@@ -28,7 +28,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, int]:
         text=True,
         start_new_session=True,
     ) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, ""), out + err
     return out, folder, process.pid
 

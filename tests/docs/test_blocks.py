@@ -36,7 +36,7 @@ def test_marked_python_runs_without_a_word(block: Block, tmp_path: Path) -> None
         env={"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

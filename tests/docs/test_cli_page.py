@@ -110,7 +110,7 @@ def test_every_path_the_gateway_serves_is_on_a_page(tmp_path: Path) -> None:
     file = tmp_path / "sidecar.yaml"
     file.write_text(f"store: {{database_url: 'sqlite:///{tmp_path}/s.db', journal_dir: '{tmp_path}/journal'}}\n")
     gateway = build_app(load_config(file, {"SIDECAR_MASTER_KEY": "sk-0123456789abcdef"}))
-    served = {route.path for route in gateway._router.routes if isinstance(route, Route)}
+    served = {route.path.replace(":path}", "}") for route in gateway._router.routes if isinstance(route, Route)}
     assert "/key/generate" in served
     spans = [span for page in (PAGE, DOCS / "keys.md", DOCS / "admin.md") for span in code_spans(prose(page))]
     named = {re.sub(r"^(?:GET|POST|PATCH|DELETE) |\?.*", "", span) for span in spans}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,13 @@ import pytest
 
 from sidecar.simulated import SimulatedProvider, serve
 from tests.docs.support import REPO, Block, blocks
+from tests.servers.ports import free_port
 
 pytestmark = pytest.mark.anyio
 README = REPO / "README.md"
 BLOCKS = blocks(README)
 SHELL = [block for block in BLOCKS if block.language == "sh"]
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 
 class Newcomer:
@@ -34,9 +34,7 @@ class Newcomer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         (folder / ".venv").mkdir()
         (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
@@ -107,7 +105,7 @@ def test_with_nothing_but_provider_keys(newcomer: Newcomer) -> None:
     with newcomer.serving(newcomer.typed(one(SHELL, "export OPENAI_API_KEY"))):
         key = newcomer.run("sh", "-e", "-c", script).strip()
         headers = {"Authorization": f"Bearer {key}"}
-        models = httpx2.get(f"{url}/v1/models", headers=headers, trust_env=False).json()["data"]
+        models = httpx2.get(f"{url}/v1/models", headers=headers, timeout=60, trust_env=False).json()["data"]
     assert {model["id"] for model in models} == {"openai/*", "anthropic/*"}
 
 

@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 
 from tests.e2e.conftest import IN_PROCESS, running_as
 from tests.faults.provider import Fault, FaultProvider, fault_provider
-from tests.promises.fleet import fleet
+from tests.promises.fleet import Fleet, fleet
 from tests.promises.support import Running, body, eventually
 
 pytestmark = pytest.mark.anyio
@@ -83,66 +83,71 @@ async def provider() -> AsyncIterator[FaultProvider]:
         yield provider
 
 
-async def test_a_hundred_at_once_over_three_processes_are_one_provider_call_and_one_row(
+async def test_over_processes_a_call_is_made_once_whoever_leaves_or_dies(
     provider: FaultProvider, tmp_path: Path, redis_url: str, postgres_url: str
 ) -> None:
+    """One start of the processes, several questions."""
     async with fleet(
         tmp_path, provider.base_url, database_url=postgres_url, redis_url=redis_url, workers=[2, 1]
     ) as gateways:
-        first, second = gateways.running
-        key = await first.mint()
-        provider.script(Fault(drip_s=0.2))
-        both = [first, second] * 50
-        answers = await asyncio.gather(*(one.chat(key, body(stream=True), headers=KEY) for one in both))
-        assert {answer.status_code for answer in answers} == {200}
-        assert len({answer.content for answer in answers}) == 1
-        assert sum("idempotent-replayed" in answer.headers for answer in answers) == 99
-        assert len(provider.requests) == 1
-        assert len(await first.rows(key, at_least=1)) == 1
-        refused = await second.chat(key, body(stream=False), headers=KEY)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
+        for question in (
+            a_hundred_at_once_over_three_processes_are_one_provider_call_and_one_row,
+            the_first_caller_leaves_and_one_who_waits_elsewhere_runs_it,
+            a_process_killed_in_the_middle_leaves_its_call_to_whoever_waits,
+        ):
+            provider.reset()
+            await question(gateways, provider)
 
 
-async def test_a_process_killed_in_the_middle_leaves_its_call_to_whoever_waits(
-    provider: FaultProvider, tmp_path: Path, redis_url: str, postgres_url: str
+async def a_hundred_at_once_over_three_processes_are_one_provider_call_and_one_row(
+    gateways: Fleet, provider: FaultProvider
 ) -> None:
-    async with fleet(
-        tmp_path, provider.base_url, database_url=postgres_url, redis_url=redis_url, workers=[2, 1]
-    ) as gateways:
-        first, second = gateways.running
-        key = await first.mint()
-        provider.script(Fault("silent"))
-        dies = asyncio.create_task(first.chat(key, body(), headers=KEY))
-        await eventually(lambda: len(provider.requests) == 1)
-        waits = [asyncio.create_task(second.chat(key, body(), headers=KEY)) for _ in range(5)]
-        await asyncio.sleep(0.5)
-        for worker in gateways.workers_of(first):
-            worker.kill()
-        with pytest.raises(httpx2.HTTPError):
-            await dies
-        answers = await asyncio.gather(*waits)
-        assert {answer.status_code for answer in answers} == {200}
-        assert sum("idempotent-replayed" in answer.headers for answer in answers) == 4
-        assert len(provider.requests) == 2
+    first, second = gateways.running
+    key = await first.mint()
+    provider.script(Fault(drip_s=0.2))
+    both = [first, second] * 50
+    answers = await asyncio.gather(*(one.chat(key, body(stream=True), headers=KEY, timeout=90) for one in both))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert sum("idempotent-replayed" in answer.headers for answer in answers) == 99
+    assert len(provider.requests) == 1
+    assert len(await first.rows(key, at_least=1)) == 1
+    refused = await second.chat(key, body(stream=False), headers=KEY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
 
 
-async def test_the_first_caller_leaves_and_one_who_waits_elsewhere_runs_it(
-    provider: FaultProvider, tmp_path: Path, redis_url: str, postgres_url: str
+async def a_process_killed_in_the_middle_leaves_its_call_to_whoever_waits(
+    gateways: Fleet, provider: FaultProvider
 ) -> None:
-    async with fleet(
-        tmp_path, provider.base_url, database_url=postgres_url, redis_url=redis_url, workers=[1, 1]
-    ) as gateways:
-        first, second = gateways.running
-        key = await first.mint()
-        provider.script(Fault("silent"))
-        leaves = asyncio.create_task(first.chat(key, body(stream=True), headers=KEY))
-        await eventually(lambda: len(provider.requests) == 1)
-        waits = [asyncio.create_task(second.chat(key, body(stream=True), headers=KEY)) for _ in range(5)]
-        await asyncio.sleep(0.3)
-        leaves.cancel()
-        answers = await asyncio.gather(*waits)
-        assert {answer.status_code for answer in answers} == {200}
-        assert len({answer.content for answer in answers}) == 1
-        assert len(provider.requests) == 2
-        rows = await first.rows(key, at_least=2)
-        assert sorted(row["outcome"] for row in rows) == ["client_left", "ok"]
+    first, second = gateways.running
+    key = await first.mint()
+    provider.script(Fault("silent"))
+    dies = asyncio.create_task(first.chat(key, body(), headers=KEY, timeout=90))
+    await eventually(lambda: len(provider.requests) == 1)
+    waits = [asyncio.create_task(second.chat(key, body(), headers=KEY, timeout=90)) for _ in range(5)]
+    await asyncio.sleep(0.5)
+    for worker in gateways.workers_of(first):
+        worker.kill()
+    with pytest.raises(httpx2.HTTPError):
+        await dies
+    answers = await asyncio.gather(*waits)
+    assert {answer.status_code for answer in answers} == {200}
+    assert sum("idempotent-replayed" in answer.headers for answer in answers) == 4
+    assert len(provider.requests) == 2
+
+
+async def the_first_caller_leaves_and_one_who_waits_elsewhere_runs_it(gateways: Fleet, provider: FaultProvider) -> None:
+    first, second = gateways.running
+    key = await first.mint()
+    provider.script(Fault("silent"))
+    leaves = asyncio.create_task(first.chat(key, body(stream=True), headers=KEY, timeout=90))
+    await eventually(lambda: len(provider.requests) == 1)
+    waits = [asyncio.create_task(second.chat(key, body(stream=True), headers=KEY, timeout=90)) for _ in range(5)]
+    await asyncio.sleep(0.3)
+    leaves.cancel()
+    answers = await asyncio.gather(*waits)
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert len(provider.requests) == 2
+    rows = await first.rows(key, at_least=2)
+    assert sorted(row["outcome"] for row in rows) == ["client_left", "ok"]

@@ -57,9 +57,11 @@ Kind = Literal[
 @dataclass(frozen=True)
 class Fault:
     """What to do with one request. `after` counts stream events (or, unstreamed, quarters of the body) sent before the
-    fault; `drip_s` waits between events. `ends` is a stream properly framed that ends there, `torn`
-    one that ends in the middle of that event; `done_only` has but its
-    last event; `held` says its last content again and again until the provider's `release()`, then goes on."""
+    fault; `drip_s` waits between events. `stall` says what it says in one piece, then nothing for ever. `ends` is a
+    stream properly framed that ends there, `torn` one that ends in the middle of that event; `endless` says one from
+    the third on for ever; `done_only` has but its last event; `held` says its last content again and again until the
+    provider's `release()`, then goes on. Streams that `wait` do so after their first event, which has no content, for
+    that too."""
 
     kind: Kind = "ok"
     after: int = 0
@@ -67,6 +69,7 @@ class Fault:
     body: bytes | None = None
     headers: tuple[tuple[str, str], ...] = ()
     drip_s: float = 0.0
+    waits: bool = False
 
 
 @dataclass
@@ -215,8 +218,13 @@ class FaultProvider:
         return self._script.popleft() if self._script else Fault()
 
     def release(self) -> None:
-        """From now on, held streams go on to their ends."""
+        """From now on, streams that are held or wait go on to their ends."""
         self._is_released = True
+
+    def hang_up(self) -> None:
+        """Whoever is connected is left where they are."""
+        for task in list(self._tasks):
+            task.cancel()
 
     def reset(self) -> None:
         self._is_released = False
@@ -342,17 +350,28 @@ class FaultProvider:
         events: list[bytes],
         kind: bytes = b"text/event-stream",
     ) -> str:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n" % kind)
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n\r\n" % kind
+        if fault.kind == "stall":
+            # In one piece: nobody's patience can end between one event and the next.
+            said = events[: fault.after]
+            writer.write(head + b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in said))
+            await writer.drain()
+            seen.events_sent += len(said)
+            return await self._break(fault, writer)
+        writer.write(head)
         if fault.kind == "endless":
-            for event in itertools.chain(events[:2], itertools.repeat(events[2])):
+            at = max(2, fault.after)
+            for event in itertools.chain(events[:at], itertools.repeat(events[at])):
                 writer.write(b"%x\r\n%b\r\n" % (len(event), event))
                 await writer.drain()
                 seen.events_sent += 1
                 await asyncio.sleep(fault.drip_s)
         if fault.kind in ("ends", "done_only"):
             events = events[: fault.after] if fault.kind == "ends" else events[-1:]
-        faulty = fault.kind in ("cut", "reset", "stall", "malform", "torn")
+        faulty = fault.kind in ("cut", "reset", "malform", "torn")
         for number, event in enumerate(events):
+            while fault.waits and number == 1 and not self._is_released:
+                await asyncio.sleep(0.005)
             if faulty and number == fault.after:
                 if fault.kind not in ("malform", "torn"):
                     return await self._break(fault, writer)
@@ -377,12 +396,12 @@ class FaultProvider:
     async def _pieces(self, fault: Fault, writer: asyncio.StreamWriter, body: bytes) -> str:
         if fault.kind == "malform":
             body = body[:-1] + b"!"
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body))
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
         if fault.kind in ("cut", "reset", "stall"):
-            writer.write(body[: len(body) * min(fault.after, 3) // 4])
+            writer.write(head + body[: len(body) * min(fault.after, 3) // 4])
             await writer.drain()
             return await self._break(fault, writer)
-        writer.write(body)
+        writer.write(head + body)
         await writer.drain()
         return ""
 
@@ -431,11 +450,11 @@ def in_thread() -> Iterator[FaultProvider]:
     runner = _Thread()
     thread = threading.Thread(target=runner.run, daemon=True)
     thread.start()
-    runner.ready.wait(10)
+    assert runner.ready.wait(60)
     try:
         yield runner.provider
     finally:
         assert runner.loop is not None
         assert runner.stop is not None
         runner.loop.call_soon_threadsafe(runner.stop.set)
-        thread.join(10)
+        thread.join(60)

@@ -40,7 +40,7 @@ class Source:
 
     async def asked(self, times: int) -> None:
         """Returns once that many queries were made."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(self.queries) < times:
                 await self._was_asked.wait()
 

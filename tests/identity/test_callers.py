@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from sidecar.asgi import Receive, Scope, Send
 from sidecar.errors import PermissionDeniedError, UnavailableError
 from sidecar.identity.callers import Callers
 from sidecar.identity.row import PrincipalRow
+from sidecar.middleware.auth import AuthMiddleware
 from sidecar.types import Identity
+from tests.asgi import call
 from tests.identity.source import Clock
 
 pytestmark = pytest.mark.anyio
@@ -53,6 +56,27 @@ def names(identity: Identity) -> list[Name]:
 async def settled() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+async def test_the_end_user_a_credential_names_is_the_one_above_whatever_the_request_says() -> None:
+    rows = Rows()
+    rows.add("end_user", "alice", blocked=True)
+    rows.add("end_user", "bob")
+    who = Identity("k", end_user_id="alice")
+    seen: list[object] = []
+
+    async def below(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["sidecar"].end_user_id)
+
+    app = AuthMiddleware(below, identify=lambda scope: who, callers=make(rows, Clock()), end_user_header="x-customer")
+    for said, headers in (({}, {}), ({"user": "bob"}, {}), ({}, {"x-customer": "bob"})):
+        refused = await call(app, {"model": "m", "messages": [], **said}, headers=headers)
+        assert (refused.status, refused.error["code"]) == (403, "end_user_blocked")
+    assert not seen
+    rows.add("end_user", "alice")
+    app = AuthMiddleware(below, identify=lambda scope: who, callers=make(rows, Clock()))
+    await call(app, {"model": "m", "messages": [], "user": "bob"})
+    assert seen == ["alice"], "and its rows are"
 
 
 async def test_one_query_for_end_user_and_tags_and_none_while_nothing_changes() -> None:
@@ -188,7 +212,7 @@ async def test_a_frozen_database_costs_the_deadline() -> None:
     rows = Rows()
     rows.gate.clear()
     callers = make(rows, Clock(), deadline_s=0.05)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(UnavailableError):
             await callers.of(WHO, "e", ())
     await callers.aclose()

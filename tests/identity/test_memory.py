@@ -13,7 +13,7 @@ from sidecar.identity.row import KeyRow, PrincipalRow, StoredKey, member_id
 from tests.identity.source import Clock
 
 pytestmark = pytest.mark.anyio
-KEYS, TEAMS, BOUND = 6000, 600, 300
+KEYS, TEAMS, BOUND = 1500, 150, 100
 
 
 class Many:
@@ -26,7 +26,7 @@ class Many:
         number = self.numbers.get(key_hash)
         if number is None:
             return None
-        team, user, organization = f"t{number % TEAMS}", f"u{number % 2000}", f"o{number % 20}"
+        team, user, organization = f"t{number % TEAMS}", f"u{number % 500}", f"o{number % 20}"
         above = (
             PrincipalRow(kind="team", principal_id=team, organization_id=organization, rpm_limit=5),
             PrincipalRow(kind="member", principal_id=member_id(team, user), team_id=team, user_id=user),

@@ -18,7 +18,7 @@ from sidecar.errors import AuthenticationError, PermissionDeniedError
 from sidecar.identity.feed import Change, ChangeFeed
 from sidecar.identity.keys import Keys, hash_key, new_key
 from sidecar.identity.row import KeyRow, PrincipalRow, StoredKey, member_id
-from tests.identity.source import Clock
+from tests.identity.source import Clock, Shared, Source
 
 pytestmark = pytest.mark.anyio
 BLOCKS = int(os.environ.get("IDENTITY_RACES", "10"))
@@ -265,3 +265,20 @@ async def test_nothing_writes_an_old_key_back(block: int) -> None:
             await replica.keys.aclose()
     assert let_in > 30
     assert refused > 30
+
+
+async def test_a_shared_row_of_a_database_that_was_put_back_is_not_used() -> None:
+    """Its number is above all that are given since, a team's block among them."""
+    clock, source, shared = Clock(), Source(), Shared()
+    here, there = (Keys(source, master_key=None, clock=clock, shared_cache=shared) for _ in range(2))
+    token = source.add(team_id="t")
+    for keys in (here, there):
+        keys.forget_all(600)
+        keys.confirm(clock.now)
+    await there.lookup(token)
+    await here.lookup(token)
+    assert len(source.queries) == 1  # shared
+    here.forget_all(95)
+    here.changed(96, "team", "t")
+    await here.lookup(token)
+    assert len(source.queries) == 2

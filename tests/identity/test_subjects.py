@@ -26,12 +26,13 @@ def auth(idp: IssuerServer, **claims: Any) -> dict[str, Any]:
                     "issuer": idp.url,
                     "audiences": [AUDIENCE],
                     "algorithms": ["ES256"],
+                    "deadline_s": 60,
                     "claims": {"team_ids": "groups", "roles": "roles", "role_map": {"boss": "admin"}, **claims},
                 }
             ],
             "introspection": [
                 {"name": "opaque", "url": f"{idp.url}/introspect", "client_id": "g", "client_secret": "s",
-                 "prefixes": ["at_"], "claims": {"user_id": "username"}}
+                 "prefixes": ["at_"], "deadline_s": 60, "claims": {"user_id": "username"}}
             ],
         }
     }  # fmt: skip
@@ -72,7 +73,7 @@ async def test_the_rows_above_a_token_count_and_changes_reach_it(tmp_path: Path,
         async def is_limited() -> bool:
             return (await call(gateway, token)).status_code == 429
 
-        await eventually(is_limited, 10)
+        await eventually(is_limited)
         limited = await call(gateway, token)
         assert "team limit is 1 requests per minute" in limited.json()["error"]["message"]
         await table.update("team", "blue", changes={"blocked": True})
@@ -80,14 +81,14 @@ async def test_the_rows_above_a_token_count_and_changes_reach_it(tmp_path: Path,
         async def is_blocked() -> bool:
             return (await call(gateway, token)).status_code == 403
 
-        await eventually(is_blocked, 10)
+        await eventually(is_blocked)
         assert (await call(gateway, token)).json()["error"]["code"] == "team_blocked"
         await table.update("team", "blue", changes={"blocked": False, "rpm_limit": None, "models": ("claude",)})
 
         async def is_denied() -> bool:
             return (await call(gateway, token)).json()["error"]["code"] == "model_access_denied"
 
-        await eventually(is_denied, 10)
+        await eventually(is_denied)
         await database.aclose()
 
 

@@ -141,7 +141,7 @@ async def test_whoever_is_blocked_above_blocks_and_is_named(tree: Tree, kind: st
     await tree.member("t-77", "u-77")
     await tree.key("sk-" + "k" * 32, team_id="t-77", user_id="u-77")
     clock = Clock()
-    keys = Keys(tree.keys, master_key=None, clock=clock)
+    keys = Keys(tree.keys, master_key=None, clock=clock, deadline_s=60)
     token = "sk-" + "k" * 32
     assert [p.kind for p in (await keys.lookup(token)).principals] == ["team", "member", "user", "organization"]
     await tree.principals.update(kind, names[kind], changes={"blocked": True})
@@ -160,7 +160,7 @@ async def test_a_change_of_one_team_leaves_other_keys_in_memory(tree: Tree) -> N
     for team, token in tokens.items():
         await tree.add("team", team)
         await tree.key(token, team_id=team, user_id="u", budget_id="shared")
-    keys = Keys(tree.keys, master_key=None, clock=Clock())
+    keys = Keys(tree.keys, master_key=None, clock=Clock(), deadline_s=60)
     for token in tokens.values():
         await keys.lookup(token)
     keys.changed(1, "team", "a")

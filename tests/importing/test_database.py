@@ -21,10 +21,16 @@ from sidecar.limits.windows import bounds
 from sidecar.spend.ledger import Ledger
 from sidecar.types import Budget
 from tests.importing.litellm_tables import LONG_AGO, NOW, Company, hashed, in_days, next_midnight, next_month
+from tests.servers.migrated import migrated_sqlite
 
 pytestmark = pytest.mark.anyio
 
 KEY = "sk-an-old-key-of-the-company-0001"
+
+
+def now() -> float:
+    """Stands still: no midnight comes between what a test expects and what it finds."""
+    return NOW.replace(tzinfo=UTC).timestamp()
 
 
 @dataclass
@@ -46,7 +52,7 @@ class Ours:
 
     async def spent(self, kind: str, name: str = "all", budget: Budget | None = None) -> Decimal:
         """USD in the budget's window now, as a cold counter is seeded; without a budget ever."""
-        start, end = bounds(budget or Budget(0), time.time(), UTC)
+        start, end = bounds(budget or Budget(0), now(), UTC)
         return Decimal(await self.ledger.sum_of(kind, name, start, end)).scaleb(-9)
 
 
@@ -68,11 +74,14 @@ def company(postgres_url: str) -> Company:
 @pytest.fixture(params=["sqlite", "postgres"])
 def target(request: pytest.FixtureRequest, tmp_path: Path, company: Company) -> str:
     """Our database: a file, or the very one their tables are in."""
-    return f"sqlite:///{tmp_path}/ours.db" if request.param == "sqlite" else company.url
+    if request.param == "postgres":
+        return company.url
+    (tmp_path / "ours.db").write_bytes(migrated_sqlite())
+    return f"sqlite:///{tmp_path}/ours.db"
 
 
 async def run(company: Company, target: str | None, **more: Any) -> Book:
-    return await import_database(await company.write(), target, clock=time.time, **more)
+    return await import_database(await company.write(), target, clock=now, **more)
 
 
 def told(book: Book, column: str, table: str = "VerificationToken") -> list[tuple[str, str]]:
@@ -197,7 +206,7 @@ async def test_windows_end_when_they_ended_there(company: Company, target: str) 
             key = await ours.key(KEY + letter)
             budget = key.budgets()[0]
             assert budget.duration == duration, letter
-            end_at = bounds(budget, time.time(), UTC)[1]
+            end_at = bounds(budget, now(), UTC)[1]
             wanted = {"d": next_midnight(), "y": next_midnight(), "o": over + timedelta(days=7)}.get(letter, reset_at)
             assert end_at == wanted.replace(tzinfo=UTC).timestamp(), letter
             assert await ours.spent("key", hashed(KEY + letter), budget) == usd, letter
@@ -205,14 +214,15 @@ async def test_windows_end_when_they_ended_there(company: Company, target: str) 
     assert ("changed", "1d: it is no duration, and there that meant daily") in told(book, "budget_duration")
 
 
-async def test_two_imports_at_once_write_once(company: Company, tmp_path: Path) -> None:
+async def test_two_imports_at_once_write_once(bare_postgres_url: str, tmp_path: Path) -> None:
     import asyncio
 
+    company = Company(bare_postgres_url)
     company.key(KEY, models=[], spend=1.5)
     company.add("TeamTable", team_id="red", models=[], spend=2.5)
     source, target = await company.write(), company.url
-    await import_database(source, f"sqlite:///{tmp_path}/unused.db", clock=time.time)
-    done = await asyncio.gather(*(import_database(source, target, clock=time.time) for _ in range(3)))
+    await import_database(source, f"sqlite:///{tmp_path}/unused.db", clock=now)
+    done = await asyncio.gather(*(import_database(source, target, clock=now) for _ in range(3)))
     assert sum(book.counts.get("keys created", 0) for book in done) == 1
     async with opened(target) as ours:
         assert await ours.spent("key", hashed(KEY)) == Decimal("1.5")
@@ -235,10 +245,10 @@ async def test_several_windows_hold_what_each_of_them_held(company: Company, tar
     async with opened(target) as ours:
         life, day, month = (await ours.key()).budgets()
         assert [b.duration for b in (life, day, month)] == [None, "1d", "1mo"]
-        month_before = bounds(month, time.time(), UTC)[0]
+        month_before = bounds(month, now(), UTC)[0]
         assert await ours.spent("key", token, life) == 80
         assert await ours.spent("key", token, day) == 4
-        if bounds(day, time.time(), UTC)[0] > month_before:
+        if bounds(day, now(), UTC)[0] > month_before:
             assert await ours.spent("key", token, month) == 33
 
 
@@ -366,7 +376,7 @@ async def test_prismas_own_words_in_the_url_are_understood(company: Company) -> 
     await company.write()
     await company.execute("CREATE SCHEMA theirs", 'ALTER TABLE "LiteLLM_VerificationToken" SET SCHEMA theirs')
     url = f"{company.url}?schema=theirs&connection_limit=5&pool_timeout=10&application_name=import"
-    book = await import_database(url, None, clock=time.time)
+    book = await import_database(url, None, clock=now)
     assert [e.rows for e in book.entries if e.column == "token"] == [1]
 
 

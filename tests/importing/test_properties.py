@@ -9,13 +9,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.config import ConfigError, load_config
 from sidecar.importing import import_litellm, table_models, table_settings
 from tests.importing.support import leaves
+from tests.promises.sizes import size
 
+EXAMPLES = size("IMPORT_EXAMPLES", 120, full=300)
 CANARY = "sk-canary-0123456789abcdef"
 _WORDS = st.text("abcdefghijklmnopqrstuvwxyz_-/*.$ {}", min_size=1, max_size=12)
 SCALARS = st.one_of(
@@ -71,7 +73,13 @@ TOP = st.builds(
 
 
 @given(top=TOP)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(top={"model_list": [], "litellm_settings": {"default_fallbacks": CANARY}})
+@example(top={"model_list": [], "litellm_settings": {"fallbacks": [{"a": [CANARY]}]}})
+@example(top={"model_list": [], "router_settings": {"model_group_alias": {"a": CANARY}}})
+@example(top={"model_list": [{"model_name": "one", "litellm_params": {"model": f"{CANARY}/x"}}]})
+@settings(
+    max_examples=size("IMPORT_EXAMPLES", 120, full=300), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 def test_no_key_is_lost_no_secret_copied_and_what_is_written_loads(top: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "config.yaml"

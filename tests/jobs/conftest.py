@@ -24,6 +24,7 @@ from sidecar.spend.ledger import Ledger
 from sidecar.spend.sinks.delivery import Delivery
 from sidecar.types import Secret, SpendRecord
 from tests.identity.source import Clock
+from tests.servers.migrated import database_url, migrated_name, postgres_url  # noqa: F401 - fixtures
 
 NOW = 1_800_000_000.0
 """A Friday: 2027-01-15 08:00 UTC."""
@@ -41,7 +42,7 @@ class Webhook:
     connections: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def delivery(self, attempts: int = 1) -> Delivery:
-        self.clients.append(Delivery(self.url, {}, attempts=attempts, pause_s=0.001))
+        self.clients.append(Delivery(self.url, {}, attempts=attempts, pause_s=0.001, timeout_s=60))
         return self.clients[-1]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -74,7 +75,7 @@ async def webhook() -> AsyncIterator[Webhook]:
         await client.aclose()
     server.close()
     if found.connections:
-        await asyncio.wait(found.connections, timeout=10)
+        await asyncio.wait(found.connections, timeout=60)
 
 
 @dataclass
@@ -109,7 +110,7 @@ class World:
 
 
 @pytest.fixture
-async def world(database_url: str) -> AsyncIterator[World]:
+async def world(database_url: str) -> AsyncIterator[World]:  # noqa: F811
     await migrate(database_url)
     clock = Clock(NOW)
     database = Database(database_url, clock=clock)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import sys
@@ -33,16 +35,36 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     return f"{url}?statement_cache_size=0", request.getfixturevalue("redis_url") if kind == "redis" else ""
 
 
+@pytest.fixture(scope="module")
+async def maker(anyio_backend: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Who forks the processes."""
+    pipe = asyncio.subprocess.PIPE
+    made = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.jobs.contender", stdin=pipe, stdout=pipe)
+    yield made
+    assert made.stdin is not None
+    made.stdin.close()
+    await made.wait()
+
+
 class Contest:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, maker: asyncio.subprocess.Process, path: Path) -> None:
+        self.maker = maker
         self.path = path
-        self.processes: dict[int, asyncio.subprocess.Process] = {}
+        self.alive: set[int] = set()
 
     async def add(self, place: tuple[str, str]) -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.jobs.contender", str(self.path), *place, str(LEASE_S)
-        )
-        self.processes[process.pid] = process
+        assert self.maker.stdin is not None
+        assert self.maker.stdout is not None
+        self.maker.stdin.write(json.dumps([str(self.path), *place, LEASE_S]).encode() + b"\n")
+        self.alive.add(int(await self.maker.stdout.readline()))
+
+    async def kill(self, process: int) -> None:
+        self.alive.discard(process)
+        async with asyncio.timeout(120):
+            with contextlib.suppress(ProcessLookupError):
+                while True:
+                    os.kill(process, signal.SIGKILL)
+                    await asyncio.sleep(0.01)
 
     def lines(self) -> list[tuple[int, str, int, int]]:
         text = self.path.read_text() if self.path.exists() else ""
@@ -52,10 +74,22 @@ class Contest:
         )
 
     async def until(self, is_so: Callable[[list[tuple[int, str, int, int]]], bool]) -> list[tuple[int, str, int, int]]:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not is_so(lines := self.lines()):
                 await asyncio.sleep(0.02)
         return lines
+
+    async def kill_in_a_run(self) -> int:
+        """Whoever leads, frozen first: a run of its own has begun and surely not ended."""
+        while True:
+            leader = await self.leader()
+            os.kill(leader, signal.SIGSTOP)
+            last = self.lines()[-1]
+            if last[:2] == (leader, "step"):
+                await self.kill(leader)
+                return leader
+            os.kill(leader, signal.SIGCONT)
+            await asyncio.sleep(0.02)
 
     async def leader(self, *, but: int | None = None) -> int:
         """Who wrote last; `but`: somebody else than this."""
@@ -64,24 +98,24 @@ class Contest:
 
 
 @asynccontextmanager
-async def contest(place: tuple[str, str], tmp_path: Path, count: int) -> AsyncIterator[Contest]:
+async def contest(
+    maker: asyncio.subprocess.Process, place: tuple[str, str], tmp_path: Path, count: int
+) -> AsyncIterator[Contest]:
     await migrate(place[0])
-    made = Contest(tmp_path / "lines")
+    made = Contest(maker, tmp_path / "lines")
     try:
         for _ in range(count):
             await made.add(place)
         yield made
     finally:
-        for process in made.processes.values():
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+        for process in list(made.alive):
+            await made.kill(process)
 
 
 async def test_a_killed_and_a_frozen_leader_are_replaced_and_two_never_lead_at_once(
-    place: tuple[str, str], tmp_path: Path
+    maker: asyncio.subprocess.Process, place: tuple[str, str], tmp_path: Path
 ) -> None:
-    async with contest(place, tmp_path, 3) as found:
+    async with contest(maker, place, tmp_path, 3) as found:
         first = await found.leader()
         await found.until(lambda lines: sum(line[1] == "run" for line in lines) >= 3)
         os.kill(first, signal.SIGSTOP)
@@ -89,7 +123,7 @@ async def test_a_killed_and_a_frozen_leader_are_replaced_and_two_never_lead_at_o
         second = await found.leader(but=first)
         os.kill(first, signal.SIGCONT)  # it wakes up, in the middle of a run or not, and has to notice
         await found.until(lambda lines: sum(line[1] == "run" for line in lines[before:]) >= 3)
-        found.processes[second].kill()
+        second = await found.kill_in_a_run()
         third = await found.leader(but=second)
         lines = await found.until(lambda lines: sum(line[:2] == (third, "run") for line in lines) >= 3)
     turns = [lines[0][0]]
@@ -102,13 +136,13 @@ async def test_a_killed_and_a_frozen_leader_are_replaced_and_two_never_lead_at_o
     assert max(often.values()) == 1, f"a due instant ran twice: {often}"
 
 
-async def test_leaders_that_come_and_go_run_each_due_instant_once(place: tuple[str, str], tmp_path: Path) -> None:
+async def test_leaders_that_come_and_go_run_each_due_instant_once(
+    maker: asyncio.subprocess.Process, place: tuple[str, str], tmp_path: Path
+) -> None:
     """A run that died in the middle begins anew; one that ended does not."""
-    async with contest(place, tmp_path, 2) as found:
-        for _ in range(3):
-            leader = await found.leader()
-            await found.until(lambda lines: [line[1] for line in lines[-2:]] == ["step", "step"])
-            found.processes[leader].kill()
+    async with contest(maker, place, tmp_path, 2) as found:
+        for _ in range(2):
+            leader = await found.kill_in_a_run()
             await found.add(place)
             await found.leader(but=leader)
         lines = await found.until(lambda lines: sum(line[1] == "done" for line in lines) >= 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -15,7 +16,7 @@ from sidecar.jobs.locks import AdvisoryLock, Lock, RedisLock, RowLock, open_lock
 
 pytestmark = pytest.mark.anyio
 Make = Callable[[str], Lock]
-LEASE_S = 20.0
+LEASE_S = 60.0
 
 
 @pytest.fixture(params=["advisory", "redis", "row", "sqlite"])
@@ -85,3 +86,31 @@ def test_a_lock_is_where_the_jobs_rows_are() -> None:
     assert kind("postgresql://h/d?pgbouncer=true", redis_url) is RedisLock
     assert kind("postgresql://h/d?statement_cache_size=0", None) is RowLock
     assert kind("sqlite:///x.db", redis_url) is RowLock, "another machine's SQLite has jobs of its own"
+
+
+async def test_a_clock_that_is_set_back_does_not_leave_a_dead_holders_row_in_place(tmp_path: Path) -> None:
+    """Its end is a year ahead then. One that lives renews it, and keeps it."""
+    url = f"sqlite:///{tmp_path}/x.db"
+    await migrate(url)
+    database = Database(url)
+    wall, steady = [time.time() + 365 * 86_400], [0.0]
+    first, second = (
+        RowLock(Store(database), holder=holder, lease_s=LEASE_S, clock=lambda: wall[0], monotonic=lambda: steady[0])
+        for holder in ("first", "second")
+    )
+    assert await first.hold()
+    wall[0] -= 365 * 86_400
+    for _ in range(3):
+        steady[0] += LEASE_S * 0.9
+        wall[0] += LEASE_S * 0.9
+        assert not await second.hold()
+        assert await first.hold()
+    wall[0] -= 365 * 86_400
+    assert not await second.hold()
+    steady[0] += LEASE_S
+    wall[0] += LEASE_S
+    assert not await second.hold(), "the first may have asked just before"
+    steady[0] += 1.0
+    assert await second.hold()
+    assert not await first.hold()
+    await database.aclose()

@@ -18,6 +18,7 @@ from sidecar.jobs.leader import Leader
 from sidecar.jobs.probes import PROBE_KEY, Probes, price_of_probes
 from sidecar.places import DeploymentPlaces
 from sidecar.routing.catalog import Catalog
+from sidecar.routing.health import Health
 from sidecar.routing.router import Router
 from sidecar.spend.cost import FREE, UNPRICED
 from sidecar.spend.prices import price_from_config
@@ -56,7 +57,7 @@ def place(name: str, url: str, **more: Any) -> Deployment:
 def probes_of(
     deployments: list[Deployment], transport: Transport, *, models: tuple[str, ...] = ()
 ) -> tuple[Probes, Router, Rows]:
-    catalog, router, rows = Catalog(deployments), Router(), Rows()
+    catalog, router, rows = Catalog(deployments), Router(health=Health(300.0)), Rows()
     policy = make_policy(catalog)
     probes = Probes(
         catalog=catalog, router=router, places=DeploymentPlaces(policy.admission), policy=policy, recorder=rows,
@@ -139,8 +140,8 @@ async def test_a_running_gateway_probes_and_tells_the_others(
             ]
             return {
                 "models": [{"name": "gpt", "deployments": deployments}],
-                "routing": {"retries": 1, "cooldown_s": 60},
-                "jobs": {"enabled": leads, "probes": {"every_s": 10}},
+                "routing": {"retries": 1, "cooldown_s": 300},
+                "jobs": {"enabled": leads, "probes": {"every_s": 3600}},
                 "store": {"redis_url": redis_url},
             }
 
@@ -151,7 +152,7 @@ async def test_a_running_gateway_probes_and_tells_the_others(
             served(first, faults.base_url, top=config(leads=True)) as leader,
             served(second, faults.base_url, top=config(leads=False)) as other,
         ):
-            await eventually(lambda: sick.requests and faults.requests, 60)
+            await eventually(lambda: sick.requests and faults.requests)
             for running in (leader, other):
                 key = await running.mint()
 
@@ -160,7 +161,7 @@ async def test_a_running_gateway_probes_and_tells_the_others(
                     assert answer.status_code == 200
                     return bool(answer.headers["x-sidecar-attempts"] == "1")
 
-                await eventually(is_known, 20)
+                await eventually(is_known)
             asked = len(sick.requests)
             rows = await leader.rows(at_least=2)
             probed = {(row["key_alias"], row["outcome"]) for row in rows if row["key_alias"] == PROBE_KEY}
@@ -200,3 +201,14 @@ def test_config_check_names_it_and_knows_the_models(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["config", "check", str(file)])
     assert refused.exit_code == 2
     assert "no such model" in refused.output
+
+
+async def test_one_that_does_not_answer_in_time_is_sick(
+    faults: FaultProvider, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.jobs.probes.LIMIT_S", 0.2)
+    probes, router, _ = probes_of([place("gpt", faults.base_url)], transport)
+    faults.script(*[Fault("silent")] * 3)
+    for _ in range(3):
+        await probes.run(AlwaysLeads())
+    assert router.health.cooling(time.time())["gpt"].reason == "upstream_timeout_total"

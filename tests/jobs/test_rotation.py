@@ -24,14 +24,14 @@ SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 DAY = 86_400.0
 
 
-def rotation(world: World, webhook: Webhook | None, *, attempts: int = 1) -> Rotation:
+def rotation(world: World, webhook: Webhook | None, *, attempts: int = 1, pause_s: float = 0.001) -> Rotation:
     events = None
     if webhook is not None:
         secret = Secret(SECRET)
         events = Events(Secret(webhook.url), secret, clock=world.clock, delivery=webhook.delivery(attempts))
     return Rotation(
         tree=world.tree, keys=world.keys, events=events, metrics=world.metrics.jobs, grace_s=DAY, clock=world.clock,
-        random_bytes=secrets.token_bytes, pause_s=0.001,
+        random_bytes=secrets.token_bytes, pause_s=pause_s,
     )  # fmt: skip
 
 
@@ -130,16 +130,17 @@ async def test_a_key_that_no_longer_serves_does_not_rotate(world: World, webhook
 async def test_a_key_changed_while_its_successor_is_delivered_keeps_the_change(world: World, webhook: Webhook) -> None:
     old = await world.key("sk-old-0123456789abcdef", rotation_interval="1d", rotates_at=NOW - 1, max_budget_nano=10)
     serve = webhook.serve
-    gate = asyncio.Event()
+    arrived, gate = asyncio.Event(), asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.set()
         await gate.wait()
         await serve(reader, writer)
 
     server = await asyncio.start_server(slow, "127.0.0.1", 0)
     webhook.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     running = asyncio.create_task(rotation(world, webhook).run(world.leader))
-    await asyncio.sleep(0.05)
+    await arrived.wait()
     await world.tree.keys.update(old.key_hash, changes={"max_budget_nano": 3})
     gate.set()
     await running

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.errors import UnavailableError
 from sidecar.jobs.leader import Leader, LostLeadershipError
 from sidecar.jobs.locks import RowLock
 from sidecar.jobs.runner import Job, JobError, Runner
@@ -122,6 +123,30 @@ async def test_what_a_dead_leader_left_begins_anew_at_once(world: World) -> None
     assert len(runs.at) == 1
 
 
+async def test_a_run_whose_end_the_database_did_not_hear_of_is_not_done_again(world: World) -> None:
+    """A report would come twice."""
+    runs = Runs()
+
+    async def rename(old: str, new: str) -> None:
+        async with world.store.database.engine.begin() as connection:
+            await connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+
+    async def breaks(leader: Leader) -> None:
+        await runs(leader)
+        await rename("jobs", "elsewhere")
+
+    job = runner(world, breaks, limit_s=100.0, schedule=every(10_000))
+    with pytest.raises(UnavailableError):
+        await job.pass_over()
+    await rename("elsewhere", "jobs")
+    await job.pass_over()
+    world.clock.now += 3 * world.leader.renew_s + 100.5  # past the claim of a run that hangs
+    await job.pass_over()
+    assert len(runs.at) == 1
+    found = await state(world)
+    assert (found.runs, found.failures, found.running_by) == (1, 0, None)
+
+
 async def test_an_orderly_stop_in_the_middle_leaves_it_due(world: World) -> None:
     begun = asyncio.Event()
 
@@ -131,7 +156,7 @@ async def test_an_orderly_stop_in_the_middle_leaves_it_due(world: World) -> None
 
     job = runner(world, stands)
     await job.start()
-    await asyncio.wait_for(begun.wait(), 10)
+    await asyncio.wait_for(begun.wait(), 60)
     await job.aclose()
     found = await state(world)
     assert (found.running_by, found.next_at, found.runs) == (None, round(NOW * 1e6), 0)
@@ -166,7 +191,7 @@ async def test_the_lead_is_lost_by_the_clock_though_no_answer_comes(world: World
         clock=world.clock, tick_s=0.01, first_s=0.0,
     )  # fmt: skip
     await made.start()
-    await asyncio.wait_for(begun.wait(), 10)
+    await asyncio.wait_for(begun.wait(), 60)
     lock.is_silent = True
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), 60)
     await made.aclose()

@@ -71,7 +71,7 @@ async def test_a_key_rotates_and_a_soft_budget_is_told_by_a_running_gateway(
             answer = await running.chat(token, body())
             return answer.is_success
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (await works(new) and await works(key)):
                 await asyncio.sleep(0.05)
         found = await running.admin("/status")
@@ -80,12 +80,15 @@ async def test_a_key_rotates_and_a_soft_budget_is_told_by_a_running_gateway(
             {"kind": "sqlite", "state": "up", "failed_shippings": 0}, {"kind": "memory", "state": "up"},
         )  # fmt: skip
         metrics = (await running.http.get(running.url + "/metrics")).text
-        assert re.search(r'sidecar_job_last_run_timestamp_seconds\{job="key_rotation"\} 1\.\d+e\+09', metrics)
+        for job in ("key_rotation", "flush"):
+            assert re.search(rf'sidecar_job_last_run_timestamp_seconds\{{job="{job}"\}} 1\.\d+e\+09', metrics)
     assert webhook.url not in output.read_text()
 
 
 async def test_status_says_when_each_job_ran_and_why_one_is_off(tmp_path: Path, faults: FaultProvider) -> None:
     async with served(tmp_path, faults.base_url, top={"jobs": {"reports": {"monthly": False}}}) as running:
+        flushed = await until_run(running, "flush")
+        assert (flushed["state"], flushed["failures"], flushed["last_good_run"]) == ("waiting", 0, flushed["last_run"])
         ran = await until_run(running, "retention")
         assert (ran["state"], ran["last_error"], ran["failures"]) == ("waiting", None, 0)
         assert ran["next_run"] > ran["last_run"]
@@ -105,4 +108,27 @@ async def test_a_process_without_jobs_leads_nothing(tmp_path: Path, faults: Faul
     async with served(tmp_path, faults.base_url, top={"jobs": {"enabled": False}}) as running:
         found = await running.admin("/status")
         assert (found["leader"], found["process"]["is_leader"]) == (None, False)
-        assert {job["state"] for job in found["jobs"]} == {"off"}
+        assert {job["state"] for job in found["jobs"] if job["name"] != "flush"} == {"off"}
+        assert (await until_run(running, "flush"))["state"] == "waiting"  # each process ships its own rows
+
+
+async def test_a_journal_that_cannot_be_written_is_told_before_and_while_it_refuses(
+    tmp_path: Path, faults: FaultProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    store = {"journal_dir": str(tmp_path / "file" / "journal")}
+    async with served(tmp_path, faults.base_url, top={"store": store}) as running:
+        assert "cannot be written (Not a directory)" in caplog.text
+        key = await running.mint()
+        for _ in range(3):
+            answer = await running.chat(key, body())
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "journal_not_writable")
+        assert caplog.text.count("cannot be written") == 1, "not once for each request"
+        assert (await running.admin("/status"))["journal"] == {"state": "down", "refused": 3}
+        metrics = (await running.http.get(running.url + "/metrics")).text
+        assert "sidecar_journal_refused_total 3.0" in metrics
+        (tmp_path / "file").unlink()
+        assert (await running.chat(key, body())).status_code == 200
+        assert "written again; 3 rows were refused" in caplog.text
+        assert (await running.admin("/status"))["journal"] == {"state": "up", "refused": 3}
+    assert not faults.requests[1:]

@@ -69,7 +69,7 @@ async def books(request: pytest.FixtureRequest, database_url: str) -> AsyncItera
     url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
     await migrate(database_url)
     ledger = Ledger(Database(database_url))
-    admission = Admission(open_store(url, deadline_s=5), global_budgets=[Budget(10**10)])
+    admission = Admission(open_store(url, deadline_s=30), global_budgets=[Budget(10**10)])
     yield Books(ledger, admission, Unknown(ledger, admission.store, zone=UTC))
     assert await totals_that_differ(ledger) == []
     await admission.aclose()
@@ -122,6 +122,21 @@ async def test_what_is_older_than_the_policy_says_is_written_off_and_nothing_els
     rows = await books.ledger.rows_of(exchange_id(1))
     assert [(r.status, r.cost_nano) for r in rows if r.revision] == [("unknown", -HELD), ("estimated", 0)]
     assert await books.counters(first) == {2 * HELD}
+
+
+async def test_two_that_write_off_the_same_at_once_both_get_to_the_end(books: Books) -> None:
+    for number in range(1, 8):
+        await books.spend(number, "unknown")
+    told: list[tuple[int, int]] = []
+    others = [
+        Unknown(books.ledger, None, zone=UTC, tell=lambda row: told.append((row.revision, row.cost_nano)))
+        for _ in range(2)
+    ]
+    now = books.admission._clock() + 3600
+    found = await asyncio.gather(*(other.write_off(now) for other in others))
+    assert sum(found) >= 7
+    assert await books.ledger.sum_all() == 0
+    assert set(told) == {(1, -HELD), (2, 0)}
 
 
 async def test_a_counter_of_somebody_else_stays_as_it_is(books: Books) -> None:

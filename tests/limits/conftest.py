@@ -34,11 +34,11 @@ def store_uri(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def open_stores() -> AsyncIterator[Callable[..., LimitStore]]:
-    """`open_stores(uri)` opens a store that is closed after the test."""
+    """`open_stores(uri)` opens a store that is closed after the test, and is patient."""
     opened: list[LimitStore] = []
 
     def start(uri: str, **options: float) -> LimitStore:
-        opened.append(open_store(uri, **options))  # type: ignore[arg-type]
+        opened.append(open_store(uri, **({"deadline_s": 30.0} | options)))  # type: ignore[arg-type]
         return opened[-1]
 
     yield start
@@ -50,9 +50,9 @@ async def open_stores() -> AsyncIterator[Callable[..., LimitStore]]:
 async def store(store_uri: str, open_stores: Callable[..., LimitStore], clock: Clock) -> LimitStore:
     if store_uri == "memory://":
         return MemoryStore(clock)
-    return open_stores(store_uri, deadline_s=5.0)
+    return open_stores(store_uri)
 
 
 @pytest.fixture
 async def shared(redis_like_url: str, open_stores: Callable[..., LimitStore]) -> LimitStore:
-    return open_stores(redis_like_url, deadline_s=5.0)
+    return open_stores(redis_like_url)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sidecar.limits.claims import Admitted, Claims, Cold, Denied, Gone, RateClaim, Stale
 from sidecar.limits.store.base import LimitStore
+from sidecar.limits.store.redis import RedisStore
 from sidecar.limits.windows import BudgetWindow
 from sidecar.types import Budget, Identity, Limits, Principal
 
@@ -19,6 +20,17 @@ _numbers = itertools.count(1)
 
 def new_id() -> str:
     return f"x{next(_numbers)}"
+
+
+def patience(store: LimitStore, deadline_s: float) -> None:
+    """How long it waits from now on: little only while the server is known not to answer, so that a slow machine is
+    never taken for a dead one."""
+    assert isinstance(store, RedisStore)
+    link = store._link
+    link._deadline_s = deadline_s
+    if link._watch is not None:  # of a call that was answered; the next one's is new
+        link._watch.cancel()
+        link._watch = None
 
 
 def window(kind: str = "key", max_nano: int = 1000, start: float = NOW, end: float = NOW + 86400) -> BudgetWindow:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import timeit
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from sidecar.limits.store.memory import MemoryStore
 from sidecar.limits.windows import BudgetWindow
 from sidecar.types import Budget, Identity, Limits
 from tests.limits.conftest import Clock
-from tests.limits.making import NOW, caller, new_id
+from tests.limits.making import NOW, caller, new_id, patience
 from tests.servers.redis import LocalServer
 
 pytestmark = pytest.mark.anyio
@@ -128,7 +130,7 @@ async def test_budgets_survive_a_restart(store_uri: str, open_stores: Open) -> N
 
 async def test_many_starters_seed_a_counter_once(store_uri: str, open_stores: Open) -> None:
     ledgers = [Ledger(key=400), Ledger(key=400), Ledger(key=400)]
-    stores = [open_stores(store_uri, deadline_s=5.0) for _ in ledgers]
+    stores = [open_stores(store_uri) for _ in ledgers]
     if store_uri == "memory://":
         stores = stores[:1] * 3
     admissions = [Admission(store, seed=ledger) for store, ledger in zip(stores, ledgers, strict=True)]
@@ -183,7 +185,7 @@ async def test_a_changed_budget_is_seeded_when_it_is_made(clock: Clock) -> None:
 
 
 async def test_counter_equals_the_sum_of_real_costs_at_rest(store_uri: str, open_stores: Open) -> None:
-    admission = Admission(open_stores(store_uri, deadline_s=5.0), global_budgets=(Budget(10**9, "1d"),))
+    admission = Admission(open_stores(store_uri), global_budgets=(Budget(10**9, "1d"),))
     identity = caller(budgets=(Budget(5000, "1d"),), concurrency=50)
     total = 0
 
@@ -244,7 +246,7 @@ async def test_closed_is_503_within_the_deadline_and_names_no_host() -> None:
 
 async def test_a_store_that_would_evict_is_503_and_says_the_fix(start_redis: Callable[..., LocalServer]) -> None:
     server = start_redis("valkey", "--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl")
-    admission = Admission(open_store(server.url))
+    admission = Admission(open_store(server.url, deadline_s=30.0))
     with pytest.raises(UnavailableError, match="set maxmemory-policy to noeviction"):
         await take(admission, caller(rpm=1))
     await admission.aclose()
@@ -255,10 +257,11 @@ async def test_open_bounds_this_process_and_the_shared_counters_learn_of_it(
 ) -> None:
     server = start_redis()
     ledger = Ledger(key=100)
-    admission = Admission(open_store(server.url, deadline_s=0.3), on_store_failure="open", seed=ledger)
+    admission = Admission(open_store(server.url, deadline_s=30.0), on_store_failure="open", seed=ledger)
     identity = caller(rpm=3, budgets=(DAY,))
     before = await take(admission, identity, 200)
     server.freeze()
+    patience(admission.store, 0.3)
     during = await take(admission, identity, 300)
     assert not during.store.is_shared
     with pytest.raises(BudgetExceededError):
@@ -266,6 +269,7 @@ async def test_open_bounds_this_process_and_the_shared_counters_learn_of_it(
     await admission.settle(during, tokens=None, cost_nano=30)
     await admission.settle(before, tokens=None, cost_nano=20)
     assert await admission.tick() == []
+    patience(admission.store, 30.0)
     server.thaw()
     await _back(admission, identity)
     await admission.tick()
@@ -274,8 +278,30 @@ async def test_open_bounds_this_process_and_the_shared_counters_learn_of_it(
     await admission.aclose()
 
 
+async def test_a_server_that_comes_and_goes_does_not_open_the_rates_each_time(
+    start_redis: Callable[..., LocalServer],
+) -> None:
+    server = start_redis()
+    admission = Admission(open_store(server.url, deadline_s=30.0), on_store_failure="open", seed=Ledger())
+    identity, other = caller(rpm=2, tpm=9, budgets=(DAY,)), caller("other", rpm=9)
+    for outage in range(2):
+        server.freeze()
+        patience(admission.store, 0.2)
+        assert not (await take(admission, identity)).store.is_shared, f"outage {outage}: two in any minute"
+        patience(admission.store, 30.0)
+        server.thaw()
+        await _back(admission, identity)
+        assert (await take(admission, other)).store.is_shared
+    server.freeze()
+    patience(admission.store, 0.2)
+    with pytest.raises(RateLimitedError):
+        await take(admission, identity)
+    server.thaw()
+    await admission.aclose()
+
+
 async def _back(admission: Admission, identity: Identity) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await admission.spent(identity)
@@ -288,13 +314,15 @@ async def test_what_timed_out_is_taken_back_and_what_could_not_be_settled_is_set
     start_redis: Callable[..., LocalServer],
 ) -> None:
     server = start_redis()
-    admission = Admission(open_store(server.url, deadline_s=0.2), seed=Ledger())
+    admission = Admission(open_store(server.url, deadline_s=30.0), seed=Ledger())
     identity = caller(concurrency=2, budgets=(DAY,))
     first = await take(admission, identity, 200)
     server.freeze()
+    patience(admission.store, 0.2)
     with pytest.raises(UnavailableError):
         await take(admission, identity, 300)
     await admission.settle(first, tokens=None, cost_nano=20)
+    patience(admission.store, 30.0)
     server.thaw()
     await _back(admission, identity)
     await admission.tick()
@@ -306,7 +334,7 @@ async def test_what_timed_out_is_taken_back_and_what_could_not_be_settled_is_set
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_cancelled_settle_happens_all_the_same(redis_url: str, turns: int) -> None:
-    admission = Admission(open_store(redis_url, deadline_s=5.0))
+    admission = Admission(open_store(redis_url, deadline_s=30.0))
     identity = caller(concurrency=1, budgets=(DAY,))
     grant = await take(admission, identity, 200)
     settling = asyncio.ensure_future(admission.settle(grant, tokens=None, cost_nano=20))
@@ -322,7 +350,7 @@ async def test_a_cancelled_settle_happens_all_the_same(redis_url: str, turns: in
 
 
 async def test_a_cancelled_acquisition_holds_nothing(redis_url: str) -> None:
-    admission = Admission(open_store(redis_url, deadline_s=5.0))
+    admission = Admission(open_store(redis_url, deadline_s=30.0))
     identity = caller(concurrency=1, budgets=(DAY,))
     await admission.seed_identity(identity)
     for turns in range(8):
@@ -343,11 +371,11 @@ async def test_a_cancelled_acquisition_holds_nothing(redis_url: str) -> None:
 
 
 async def test_a_killed_replicas_hold_is_charged_and_its_owner_named(redis_like_url: str) -> None:
-    dead, alive = (Admission(open_store(redis_like_url), lease_s=0.3) for _ in range(2))
+    dead, alive = (Admission(open_store(redis_like_url, deadline_s=30.0), lease_s=1.0) for _ in range(2))
     identity = caller("k9", concurrency=1, budgets=(DAY,))
     grant = await take(dead, identity, 300)
     silent = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not silent:
             silent = await alive.tick()
             await asyncio.sleep(0.1)
@@ -362,36 +390,37 @@ async def test_a_killed_replicas_hold_is_charged_and_its_owner_named(redis_like_
 
 async def test_who_was_taken_for_dead_and_settles_after_all_is_told_once(redis_like_url: str) -> None:
     """Whoever ticks for it then takes back the row that was written of its silence."""
-    slow, other = (Admission(open_store(redis_like_url), lease_s=0.3) for _ in range(2))
+    slow, other = (Admission(open_store(redis_like_url, deadline_s=30.0), lease_s=1.0) for _ in range(2))
     identity = caller("k9", budgets=(DAY,))
     settled, cancelled, dead = [await take(slow, identity, 100) for _ in range(3)]
     silent: set[str] = set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(silent) < 3:
             silent |= {hold.exchange_id for hold in await other.tick()}
             await asyncio.sleep(0.1)
     await slow.settle(settled, tokens=0, cost_nano=30)
     await slow.cancel(cancelled)
-    assert {(h.exchange_id, h.is_over) for h in await slow.tick()} == {
-        (settled.exchange_id, True), (cancelled.exchange_id, True),
-    }  # fmt: skip
-    assert await slow.tick() == []
+    late = await slow.tick()
+    assert {(h.exchange_id, h.is_over) for h in late} == {(settled.exchange_id, True), (cancelled.exchange_id, True)}
+    assert await other.tick() == []
+    for hold in late:
+        await slow.written(hold)
     assert await spent(other, identity) == 130
     # The journal of one that never came back says what it cost.
-    assert await other.settle_dead({dead.exchange_id: 20, "unheard-of": 7}) == [dead.exchange_id]
-    assert await other.settle_dead({dead.exchange_id: 20}) == []
+    for _ in range(2):  # whoever asks again did not hear the answer
+        assert await other.settle_dead({dead.exchange_id: 20, "unheard-of": 7}) == [dead.exchange_id]
     assert await spent(other, identity) == 50
     await slow.aclose()
     await other.aclose()
 
 
 async def test_ticking_keeps_what_is_alive(redis_like_url: str) -> None:
-    one, other = (Admission(open_store(redis_like_url), lease_s=0.3) for _ in range(2))
+    one, other = (Admission(open_store(redis_like_url, deadline_s=30.0), lease_s=1.0) for _ in range(2))
     identity = caller(concurrency=1)
     grant = await take(one, identity)
     for _ in range(8):
         assert await one.tick() == await other.tick() == []
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.15)
     with pytest.raises(RateLimitedError):
         await take(other, identity)
     await one.settle(grant, tokens=None, cost_nano=None)
@@ -402,7 +431,7 @@ async def test_ticking_keeps_what_is_alive(redis_like_url: str) -> None:
 
 async def test_a_flushed_store_learns_again_what_is_running_and_what_was_spent(redis_like_url: str) -> None:
     ledger = Ledger(key=100)
-    admission = Admission(open_store(redis_like_url, deadline_s=5.0), seed=ledger)
+    admission = Admission(open_store(redis_like_url), seed=ledger)
     identity = caller(concurrency=2, budgets=(DAY,))
     running, settled = await take(admission, identity, 200), await take(admission, identity, 300)
     async with Redis.from_url(redis_like_url) as client:
@@ -448,21 +477,34 @@ async def test_memory_is_bounded_by_what_is_live(clock: Clock) -> None:
     assert len(store._requests) == 1
 
 
-def test_admitting_and_settling_in_memory_is_a_matter_of_microseconds() -> None:
+def test_admitting_and_settling_in_memory_is_a_matter_of_a_thousand_instructions() -> None:
+    """Python's, which do not depend on what else the machine does; thousands would be work for each that waits."""
     admission = Admission(MemoryStore(), global_limits=Limits(rpm=10**6))
     identity = caller(rpm=10**6, tpm=10**9, concurrency=100, budgets=(Budget(10**15, "1d"),))
+    steps = 0
 
-    async def measure() -> float:
-        async def once() -> None:
-            grant = await admission.acquire("x", identity, "m", tokens=100, hold_nano=1000)
-            await admission.settle(grant, tokens=90, cost_nano=900)
+    def count(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal steps
+        if event == "call":
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        steps += event == "opcode"
+        return count
 
-        def run() -> None:
-            for _ in range(500):
-                with pytest.raises(StopIteration):
-                    once().send(None)  # never suspends
+    async def once() -> None:
+        grant = await admission.acquire("x", identity, "m", tokens=100, hold_nano=1000)
+        await admission.settle(grant, tokens=90, cost_nano=900)
 
-        return min(timeit.repeat(run, number=1, repeat=7)) / 500
+    def run() -> None:
+        with pytest.raises(StopIteration):
+            once().send(None)  # never suspends
 
-    seconds = asyncio.run(measure())
-    assert seconds < 50e-6, f"{seconds * 1e6:.1f} µs"
+    for _ in range(500):
+        run()
+    exchange, before = once(), sys.gettrace()
+    sys.settrace(count)
+    try:
+        with suppress(StopIteration):
+            exchange.send(None)
+    finally:
+        sys.settrace(before)
+    assert 500 < steps < 1500

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.admit import METER_SLACK
 from tests.faults.provider import COMPLETION_TOKENS, PROMPT_TOKENS, Fault, FaultProvider, fault_provider
-from tests.promises.support import MODELS, Running, body, served
+from tests.promises.support import MODELS, Running, body, eventually, served
 
 pytestmark = pytest.mark.anyio
 OUTPUT = 64
@@ -60,7 +60,8 @@ async def test_a_provider_that_ignores_the_cap_is_cut_where_the_hold_ends(
     assert len(passed) - METER_SLACK - 1 <= row["completion_tokens"] <= len(passed)
     assert await gateway.spend(key) == pytest.approx(row["spend"])
     await gateway.is_free(key, model=model)  # the slot is free, and the rest of the budget
-    assert provider.requests[0].closed_how == "left", "the provider generates for nobody any more"
+    # The provider generates for nobody any more.
+    await eventually(lambda: provider.requests[0].closed_how == "left", name=lambda: provider.requests[0].closed_how)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -18,7 +18,7 @@ from sidecar.limits.claims import Admitted, Cold, Denied, Gone, Settled, SilentH
 from sidecar.limits.store import LimitStore, StoreDownError
 from sidecar.limits.store.base import StoreUnsafeError
 from sidecar.types import Identity, Limits
-from tests.limits.making import NOW, claims, new_id, take, window
+from tests.limits.making import NOW, claims, new_id, patience, take, window
 from tests.servers.redis import LocalServer
 
 pytestmark = pytest.mark.anyio
@@ -50,19 +50,51 @@ async def test_a_renewed_lease_keeps_slot_and_hold(shared: LimitStore) -> None:
 async def test_a_silent_hold_is_charged_by_one_and_a_late_settle_corrects(
     redis_like_url: str, open_stores: Open
 ) -> None:
-    stores = [open_stores(redis_like_url, deadline_s=5.0) for _ in range(4)]
+    stores = [open_stores(redis_like_url) for _ in range(4)]
     today = window()
     await stores[0].seed({}, now=NOW)
     wanted = claims(slots={"key": 1}, windows=(today,))
     await take(stores[0], wanted, exchange="a", hold=60, owner="k1")
     reaped = await asyncio.gather(*(store.reap(NOW + 10) for store in stores))
     assert [hold for holds in reaped for hold in holds] == [SilentHold("a", 60, NOW, "k1", (today.key,))]
+    await stores[3].written("a", is_over=False)
     assert (await stores[1].spent([today.key]))[today.key] == 60
     await stores[0].renew(["a"], 10.0, NOW + 11)
-    assert await stores[2].reap(NOW + 30) == [], "charged once, whatever its owner does later"
-    assert await stores[0].settle("a", tokens=None, cost_nano=25) is Settled.WAS_SILENT
+    assert await stores[2].reap(NOW + 500) == [], "charged once, whatever its owner does later"
+    for _ in range(3):  # an answer may get lost: whoever asks again is told the same, and nothing is done twice
+        assert await stores[0].settle("a", tokens=None, cost_nano=25) is Settled.WAS_SILENT
+    assert await stores[0].renew([], 10.0, NOW + 500) == []
+    late = await asyncio.gather(*(store.reap(NOW + 501) for store in stores))
+    assert [hold for holds in late for hold in holds] == [SilentHold("a", 0, NOW, "k1", (today.key,), is_over=True)]
+    await stores[2].written("a", is_over=True)
+    assert await stores[1].reap(NOW + 1000) == []
     assert await stores[0].settle("a", tokens=None, cost_nano=25) is Settled.UNKNOWN
     assert (await stores[1].spent([today.key]))[today.key] == 25
+
+
+async def test_a_silent_hold_is_told_to_another_unless_its_row_is_written(
+    redis_like_url: str, open_stores: Open
+) -> None:
+    """Whoever was told may die, or never get the answer."""
+    first, second = open_stores(redis_like_url), open_stores(redis_like_url)
+    today = window()
+    await first.seed({}, now=NOW)
+    await take(first, claims(windows=(today,)), exchange="a", hold=60, owner="k1")
+    await take(first, claims(slots={"place": 1}), exchange="no money in it", hold=0)
+    silent = SilentHold("a", 60, NOW, "k1", (today.key,))
+    assert await first.reap(NOW + 10) == [silent]
+    assert await second.reap(NOW + 39) == []
+    assert await second.reap(NOW + 41) == [silent]
+    assert (await first.spent([today.key]))[today.key] == 60, "charged once"
+    # Its owner turns up before the row is written, by the one or by the other.
+    assert await first.cancel("a") is Settled.WAS_SILENT
+    over = SilentHold("a", 0, NOW, "k1", (today.key,), is_over=True)
+    assert await first.reap(NOW + 42) == [over]
+    await second.written("a", is_over=False)
+    assert await second.reap(NOW + 100) == [over], "that the row is written does not take it back"
+    await second.written("a", is_over=True)
+    assert await first.reap(NOW + 200) == []
+    assert (await first.spent([today.key]))[today.key] == 0
 
 
 async def test_after_the_store_was_out_of_reach_nobody_is_taken_for_silent(shared: LimitStore) -> None:
@@ -85,7 +117,7 @@ async def test_after_the_store_was_out_of_reach_nobody_is_taken_for_silent(share
 
 
 async def test_replicas_together_admit_exactly_the_limit(redis_like_url: str, open_stores: Open) -> None:
-    stores = [open_stores(redis_like_url, deadline_s=5.0) for _ in range(5)]
+    stores = [open_stores(redis_like_url) for _ in range(5)]
     await stores[0].seed({}, now=NOW)
     today = window(max_nano=1000)
     by_money = claims(rpm={"global": 1000}, windows=(today,))
@@ -97,9 +129,10 @@ async def test_replicas_together_admit_exactly_the_limit(redis_like_url: str, op
 
 
 async def test_the_servers_own_clock_counts_when_none_is_given(shared: LimitStore) -> None:
+    before = time.time()
     result = await shared.acquire(new_id(), claims(rpm={"key": 1}), tokens=0, hold_nano=0, min_hold_nano=0, lease_s=1.0)
     assert isinstance(result, Admitted)
-    assert abs(result.at - time.time()) < 5
+    assert before - 1 < result.at < time.time() + 1
 
 
 async def test_calls_of_one_tick_leave_in_one_write(redis_url: str, open_stores: Open) -> None:
@@ -120,7 +153,7 @@ async def test_calls_of_one_tick_leave_in_one_write(redis_url: str, open_stores:
 async def test_a_cancelled_acquisition_leaves_nothing_and_disturbs_nobody(
     redis_url: str, open_stores: Open, turns: int
 ) -> None:
-    store = open_stores(redis_url, deadline_s=5.0)
+    store = open_stores(redis_url)
     today = window()
     await store.seed({}, now=NOW)
     wanted = claims(rpm={"key": 2}, slots={"key": 2}, windows=(today,))
@@ -151,7 +184,7 @@ async def test_a_flushed_server_is_cold_and_gets_its_scripts_again(
     start_redis: Callable[..., LocalServer], open_stores: Open
 ) -> None:
     server = start_redis()
-    store = open_stores(server.url, deadline_s=5.0)
+    store = open_stores(server.url)
     today = window()
     wanted = claims(windows=(today,))
     await store.seed({today.key: 7}, [today], now=NOW)
@@ -172,7 +205,7 @@ async def test_a_dead_server_is_noticed_at_once_and_found_again(
     start_redis: Callable[..., LocalServer], open_stores: Open
 ) -> None:
     server = start_redis("valkey")
-    store = open_stores(server.url, deadline_s=0.3)
+    store = open_stores(server.url, deadline_s=60.0)
     wanted = claims(rpm={"key": 5})
     assert isinstance(await take(store, wanted), Admitted)
     server.kill()
@@ -180,7 +213,7 @@ async def test_a_dead_server_is_noticed_at_once_and_found_again(
     for _ in range(50):
         with pytest.raises(StoreDownError):
             await take(store, wanted)
-    assert time.monotonic() - begin < 0.3
+    assert time.monotonic() - begin < 60.0, "less than one deadline"
     server.start()
     assert isinstance(await _retried(store), Admitted)
 
@@ -189,25 +222,40 @@ async def test_a_frozen_server_costs_one_deadline_and_then_nothing(
     start_redis: Callable[..., LocalServer], open_stores: Open
 ) -> None:
     server = start_redis()
-    store = open_stores(server.url, deadline_s=0.2)
+    store = open_stores(server.url)
     wanted = claims(slots={"key": 3})
     await take(store, wanted)
     server.freeze()
+    patience(store, 1.0)
     begin = time.monotonic()
     results = await asyncio.gather(*(take(store, wanted, exchange=f"f{i}") for i in range(20)), return_exceptions=True)
     assert all(isinstance(r, StoreDownError) for r in results)
-    assert 0.15 < time.monotonic() - begin < 0.6
+    assert 0.9 < time.monotonic() - begin < 18.0  # twenty deadlines one after the other would be twenty seconds
     begin = time.monotonic()
     for _ in range(100):
         with pytest.raises(StoreDownError):
             await take(store, wanted)
-    assert time.monotonic() - begin < 0.1
+    assert time.monotonic() - begin < 60.0  # a hundred deadlines would be a hundred seconds
+    patience(store, 30.0)
     server.thaw()
     assert isinstance(await _retried(store), Admitted)
 
 
+async def test_time_this_process_stood_still_is_not_the_servers(
+    start_redis: Callable[..., LocalServer], open_stores: Open
+) -> None:
+    store = open_stores(start_redis().url)
+    assert isinstance(await take(store, claims(rpm={"key": 5})), Admitted)
+    patience(store, 1.0)
+    for _ in range(2):
+        waiting = asyncio.ensure_future(take(store, claims(rpm={"key": 50})))
+        await asyncio.sleep(0)
+        time.sleep(1.2)  # noqa: ASYNC251 – the answer comes meanwhile and lies unread
+        assert isinstance(await waiting, Admitted)
+
+
 async def _retried(store: LimitStore) -> object:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await take(store, claims(rpm={"other": 5}))
@@ -243,7 +291,7 @@ async def test_nothing_stays_in_the_server_for_ever(shared: LimitStore, redis_li
     await shared.charge("c", wanted, 1)
     async with Redis.from_url(redis_like_url, decode_responses=True) as client:
         lasting = {key for key in await client.keys("*") if await client.ttl(key) < 0}
-        assert lasting == {"{sidecar}:gen", "{sidecar}:leases"}
+        assert lasting == {"{sidecar}:gen", "{sidecar}:leases", "{sidecar}:run"}
         assert await client.zcard("{sidecar}:leases") == 1
 
 
@@ -259,7 +307,7 @@ from sidecar.limits.store import open_store
 from sidecar.types import Identity, Limits
 
 async def main():
-    admission = Admission(open_store(sys.argv[1]), lease_s=1.0)
+    admission = Admission(open_store(sys.argv[1], deadline_s=30.0), lease_s=5.0)
     await admission.acquire("held", Identity("k", limits=Limits(concurrency=1)), "m", tokens=0, hold_nano=0)
     print("held", flush=True)
     while True:
@@ -278,16 +326,13 @@ asyncio.run(main())
     )
     assert process.stdout is not None
     assert await process.stdout.readline() == b"held\n"
-    admission = Admission(open_stores(redis_url), lease_s=1.0)
+    admission = Admission(open_stores(redis_url), lease_s=5.0)
     identity = Identity("k", limits=Limits(concurrency=1))
-    for _ in range(5):  # longer than a lease: it is renewed
-        with pytest.raises(RateLimitedError):
-            await admission.acquire(new_id(), identity, "m", tokens=0, hold_nano=0)
-        await admission.tick()
-        await asyncio.sleep(0.3)
+    with pytest.raises(RateLimitedError):
+        await admission.acquire(new_id(), identity, "m", tokens=0, hold_nano=0)
     process.kill()
     await process.wait()
-    async with asyncio.timeout(10):  # what lives goes on renewing, as a gateway does: the store was never without
+    async with asyncio.timeout(60):  # what lives goes on renewing, as a gateway does: the store was never without
         while True:
             await admission.tick()
             try:

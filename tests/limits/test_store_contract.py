@@ -116,6 +116,23 @@ async def test_no_known_usage_keeps_the_reservation(store: LimitStore) -> None:
 # concurrency ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("what", ["rpm", "tpm"])
+async def test_a_clock_that_is_set_back_does_not_keep_a_limit_full(store: LimitStore, what: str) -> None:
+    wanted = claims(rpm={"key": 2}) if what == "rpm" else claims(tpm={"key": 10})
+    await store.seed({}, now=NOW)
+    later = NOW + 3600
+    for number in range(2):
+        assert isinstance(await take(store, wanted, later + number, tokens=5), Admitted)
+    assert isinstance(await take(store, wanted, later + 2, tokens=5), Denied)
+    assert isinstance(await take(store, wanted, NOW, tokens=5), Admitted)
+    assert isinstance(await take(store, wanted, NOW + 30, tokens=5), Admitted)
+    denied = await take(store, wanted, NOW + 40, tokens=5)
+    assert isinstance(denied, Denied)
+    assert denied.retry_after_s is not None
+    assert 20 <= denied.retry_after_s <= 21
+    assert isinstance(await take(store, wanted, NOW + 61, tokens=5), Admitted)
+
+
 async def test_a_slot_is_free_again_after_settling(store: LimitStore) -> None:
     wanted = claims(slots={"key": 1})
     await take(store, wanted, exchange="a")

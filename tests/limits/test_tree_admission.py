@@ -61,7 +61,7 @@ async def state(store: LimitStore, uri: str) -> dict[str, Any]:
 
 @pytest.fixture
 def admission(store_uri: str, open_stores: Open) -> Admission:
-    return Admission(open_stores(store_uri, **({} if store_uri == "memory://" else {"deadline_s": 5.0})))
+    return Admission(open_stores(store_uri))
 
 
 @pytest.mark.parametrize("what", ["rpm", "tpm", "concurrency"])
@@ -155,7 +155,7 @@ async def test_a_storm_over_replicas_admits_what_every_scope_allows_and_no_more(
 ) -> None:
     """Four replicas; callers that share teams, users, tags … in every mixture. Each scope counts exactly the admitted
     ones that have it above them, and whoever was refused had a scope that was full."""
-    admissions = [Admission(open_stores(redis_like_url, deadline_s=10.0)) for _ in range(4)]
+    admissions = [Admission(open_stores(redis_like_url)) for _ in range(4)]
     picks = random.Random(8)
     allowed = {kind: picks.randint(6, 14) for kind in KINDS}
     limits = {kind: Limits(rpm=allowed[kind]) for kind in KINDS}
@@ -188,7 +188,7 @@ async def test_a_storm_over_replicas_admits_what_every_scope_allows_and_no_more(
 
 
 async def test_exactly_the_team_limit_over_four_replicas(redis_like_url: str, open_stores: Open) -> None:
-    admissions = [Admission(open_stores(redis_like_url, deadline_s=10.0)) for _ in range(4)]
+    admissions = [Admission(open_stores(redis_like_url)) for _ in range(4)]
     callers = [tree_caller({"team": Limits(rpm=60), "key": Limits(rpm=500)}, key=str(n)) for n in range(5)]
     attempts = (take(admissions[n % 4], callers[n % 5]) for n in range(200))
     results = await asyncio.gather(*attempts, return_exceptions=True)
@@ -200,7 +200,7 @@ async def test_exactly_the_team_limit_over_four_replicas(redis_like_url: str, op
 
 async def test_an_admission_is_one_command_and_so_is_its_end(redis_like_url: str, open_stores: Open) -> None:
     """However many scopes, windows and limits: what Redis itself saw on the wire."""
-    admission = Admission(open_stores(redis_like_url, deadline_s=10.0), global_limits=WIDE)
+    admission = Admission(open_stores(redis_like_url), global_limits=WIDE)
     caller = tree_caller(dict.fromkeys(KINDS, WIDE), RICH)
     first = await take(admission, caller)  # loads scripts, seeds counters
     await admission.settle(first, tokens=1, cost_nano=1)

@@ -18,18 +18,24 @@ from sidecar import (
     BudgetMiddleware,
     ObserveMiddleware,
     RateLimitMiddleware,
+    ResponseIds,
+    ResponseIdsMiddleware,
     RouteMiddleware,
     SpendMiddleware,
     TranslateMiddleware,
     UpstreamProxy,
     WaitingRoom,
 )
+from sidecar.admit import AdmissionPolicy
 from sidecar.asgi import ASGIApp, Message, Receive, Scope, Send, paths
-from sidecar.errors import UnavailableError, UpstreamConnectError
+from sidecar.errors import UnavailableError, UpstreamBrokenError, UpstreamConnectError
+from sidecar.limits.admission import Admission
+from sidecar.limits.store import open_store
 from sidecar.routing.catalog import Catalog
 from sidecar.types import NANO, Budget, Deployment, Identity, Limits, SpendRecord
 from tests.asgi import call
 from tests.middleware.stack import BODY, CALLER, COST_NANO, DEPLOYMENT, Keys, Rows, Speaker, make_policy, metrics
+from tests.promises.support import eventually
 
 pytestmark = pytest.mark.anyio
 GOOD = {"authorization": "Bearer sk-good"}
@@ -37,6 +43,7 @@ GOOD = {"authorization": "Bearer sk-good"}
 MAKERS: dict[str, Callable[[ASGIApp], ASGIApp]] = {
     "observe": lambda app: ObserveMiddleware(app, metrics=metrics()),
     "auth": lambda app: AuthMiddleware(app, keys=Keys()),
+    "response_ids": lambda app: ResponseIdsMiddleware(app, ids=ResponseIds(b"secret", Catalog([DEPLOYMENT]))),
     "rate_limit": lambda app: RateLimitMiddleware(app, policy=make_policy()),
     "budget": lambda app: BudgetMiddleware(app, policy=make_policy()),
     "spend": lambda app: SpendMiddleware(app, recorder=Rows(), deployment=DEPLOYMENT),
@@ -98,7 +105,7 @@ async def test_a_cancelled_request_ends_with_the_cancellation(make: Callable[[AS
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         started.set()
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     task = asyncio.ensure_future(call(make(slow), BODY, headers=GOOD))
     await started.wait()
@@ -134,6 +141,11 @@ async def test_observe_counts_and_logs_without_reading_anything() -> None:
     assert b"hello" not in json.dumps(line).encode()
     text = registry.render().decode()
     assert "sidecar_requests_total{" in text
+
+
+def test_a_budget_without_prices_is_refused_when_it_is_built() -> None:
+    with pytest.raises(ValueError, match="catalog"):
+        BudgetMiddleware(Speaker(), policy=AdmissionPolicy(Admission(open_store("memory://"))))
 
 
 async def test_auth_puts_the_identity_where_the_app_below_finds_it() -> None:
@@ -203,9 +215,10 @@ async def test_rate_limit_gives_a_slot_back_however_the_request_ends() -> None:
     caller = Identity(key_hash="c" * 64, limits=Limits(concurrency=1))
     gap = asyncio.Event()
     policy = make_policy()
-    waiting = callers_of(caller, RateLimitMiddleware(Speaker(gap=gap), policy=policy))
+    speaker = Speaker(gap=gap)
+    waiting = callers_of(caller, RateLimitMiddleware(speaker, policy=policy))
     running = asyncio.ensure_future(call(waiting, {**BODY, "stream": True}, headers=GOOD))
-    await asyncio.sleep(0.01)
+    await eventually(lambda: speaker.bodies)
     assert (await call(waiting, BODY, headers=GOOD)).status == 429
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -225,6 +238,26 @@ async def test_budget_holds_the_worst_case_and_settles_the_real_cost() -> None:
     refused = await call(callers_of(poor, BudgetMiddleware(speaker, policy=policy)), BODY, headers=GOOD)
     assert (refused.status, refused.error["code"]) == (429, "budget_exceeded")
     assert not speaker.bodies
+
+
+async def test_budget_alone_charges_every_attempt_also_after_one_whose_usage_nobody_knows() -> None:
+    async def spent(retries: int) -> int:
+        speaker, broken = Speaker(), [UpstreamBrokenError("It may have done the work.")]
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if broken:
+                raise broken.pop()
+            await speaker(scope, receive, send)
+
+        policy = make_policy()
+        route = RouteMiddleware(app, catalog=Catalog([DEPLOYMENT]), retries=retries)
+        answer = await call(callers_of(CALLER, BudgetMiddleware(route, policy=policy)), BODY, headers=GOOD)
+        assert answer.status == (200 if retries else 502)
+        return sum((await policy.admission.spent(CALLER)).values())
+
+    held = await spent(retries=0)
+    assert held > COST_NANO
+    assert await spent(retries=1) == held + COST_NANO
 
 
 async def test_spend_writes_an_intent_before_and_a_record_before_the_last_byte() -> None:

@@ -24,6 +24,7 @@ from sidecar.exchange import Exchange
 from sidecar.types import SpendRecord
 from tests.asgi import Answer, call
 from tests.middleware.stack import BODY, CALLER, DEPLOYMENT, Foreign, Keys, Rows, Speaker, Wrap, make_policy, metrics
+from tests.promises.support import eventually
 
 pytestmark = pytest.mark.anyio
 KEY = {"authorization": "Bearer sk-good", "idempotency-key": "one"}
@@ -126,6 +127,16 @@ async def test_a_key_that_may_no_longer_call_gets_no_replay() -> None:
     stack.keys.identity = replace(CALLER, models=("other",))
     assert (await stack.call()).status == 403
     assert (await stack.call(headers=KEY | {"authorization": "Bearer sk-bad"})).status == 401
+
+
+async def test_other_tags_under_the_same_key_are_refused_for_another_region_answers_those() -> None:
+    speaker = Speaker()
+    stack = Stack(speaker)
+    await stack.call(headers=KEY | {"x-sidecar-tags": "eu,a"})
+    refused = await stack.call(headers=KEY | {"x-sidecar-tags": "us"})
+    assert (refused.status, refused.error["code"]) == (422, "idempotency_key_reused")
+    assert is_replay(await stack.call(headers=KEY | {"x-sidecar-tags": "a, eu"}))
+    assert len(speaker.bodies) == 1
 
 
 @pytest.mark.parametrize("changed", [{"max_tokens": 51}, {"user": "somebody"}, {"stream": True}])
@@ -233,7 +244,7 @@ async def test_a_cancelled_first_caller_leaves_the_name_free() -> None:
     first = asyncio.create_task(stack.call())
     await slow.is_asked.wait()
     second = asyncio.create_task(stack.call())
-    await asyncio.sleep(0.01)
+    await eventually(lambda: stack.idempotency.waiting == 1)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -250,8 +261,7 @@ async def test_a_waiter_that_leaves_or_is_cancelled_disturbs_nobody() -> None:
     assert leaves.messages == []
     assert stack.lines[0]["outcome"] == "client_left"
     cancelled = asyncio.create_task(stack.call())
-    await asyncio.sleep(0.01)
-    assert stack.idempotency.waiting == 1
+    await eventually(lambda: stack.idempotency.waiting == 1)
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from sidecar.middleware.shed import LoopLag, ShedMiddleware
 from tests.asgi import call
+from tests.clock import LoopClock
 from tests.faults.provider import Fault, FaultProvider
 from tests.middleware.stack import BODY, Speaker
 from tests.promises.support import body, eventually, served
@@ -43,7 +43,7 @@ async def test_one_that_fails_or_is_cancelled_is_no_longer_in_flight() -> None:
         raise RuntimeError("no")
 
     async def hangs(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     for inner, error in ((fails, RuntimeError), (hangs, asyncio.CancelledError)):
         app = ShedMiddleware(inner, max_in_flight=1)
@@ -55,22 +55,21 @@ async def test_one_that_fails_or_is_cancelled_is_no_longer_in_flight() -> None:
         assert app.in_flight == 0
 
 
-async def test_a_loop_that_goes_on_lagging_sheds_until_it_does_not() -> None:
-    lag = LoopLag(every_s=0.01)
-    app = ShedMiddleware(Speaker(), max_lag_s=0.05, lag=lag)
+async def test_a_loop_that_goes_on_lagging_sheds_until_it_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    lag, clock = LoopLag(every_s=100), LoopClock(monkeypatch)
+    app = ShedMiddleware(Speaker(), max_lag_s=500, lag=lag)
     await lag.start()
     try:
-        await asyncio.sleep(0.05)
-        time.sleep(0.2)  # noqa: ASYNC251 - one long step
-        await asyncio.sleep(0)
+        for _ in range(4):
+            await clock.forward(101)
+        await clock.forward(1000)  # one long step
         assert (await call(app, BODY)).status == 200, "one is no overload"
-        assert lag.worst_s() >= 0.15
-        for _ in range(5):
-            time.sleep(0.2)  # noqa: ASYNC251 - the loop is busy
-            await asyncio.sleep(0.001)
-        assert lag.lag_s > 0.05
+        assert lag.worst_s() >= 800
+        for _ in range(2):
+            await clock.forward(1000)  # the loop is busy
+        assert lag.lag_s > 500
         assert (await call(app, BODY)).error["code"] == "overloaded"
-        await eventually(lambda: lag.lag_s <= 0.05, 20)
+        await clock.forward(101)
         assert (await call(app, BODY)).status == 200
     finally:
         await lag.aclose()

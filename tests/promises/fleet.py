@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 import psutil
 
-from tests.promises.support import Running, eventually, process
+from tests.promises.support import Running, eventually, migrated, process
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Fleet:
 
     async def kill_one(self, draw: random.Random) -> None:
         """`kill -9` of any worker of any gateway whose workers all serve. Its supervisor starts another."""
-        await eventually(lambda: any(map(self._serves, range(len(self.running)))), 120, self._state)
+        await eventually(lambda: any(map(self._serves, range(len(self.running)))), 240, self._state)
         number = draw.choice([number for number in range(len(self.running)) if self._serves(number)])
         running = self.running[number]
         victim = draw.choice(self.workers_of(running))
@@ -43,7 +43,7 @@ class Fleet:
 
     async def is_whole(self) -> None:
         """Who was killed has a successor that serves."""
-        await eventually(lambda: all(map(self._serves, range(len(self.running)))), 120, self._state)
+        await eventually(lambda: all(map(self._serves, range(len(self.running)))), 240, self._state)
 
     def _serves(self, number: int) -> bool:
         return started(self.running[number]) >= self.wanted[number]
@@ -54,7 +54,7 @@ class Fleet:
         return f"workers: {self.wanted} starts wanted; {pids}\n" + "\n---\n".join(tails)
 
     async def query(self, text: str, *values: Any) -> list[Any]:
-        connection = await asyncpg.connect(self.database_url, timeout=30)
+        connection = await asyncpg.connect(self.database_url, timeout=120)
         try:
             return list(await connection.fetch(text, *values))
         finally:
@@ -67,8 +67,20 @@ class Fleet:
             str(self.running[0].folder / "sidecar.yaml"),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
-        output, _ = await asyncio.wait_for(child.communicate(), 120)
+        output, _ = await asyncio.wait_for(child.communicate(), 240)
         return child.returncode or 0, output.decode(errors="replace")
+
+    async def agree(self) -> str:
+        """Waits until counters and rows do; what `verify` said of it. On a busy machine some are still on their way."""
+        said = (1, "")
+
+        async def verified() -> bool:
+            nonlocal said
+            said = await self.verify()
+            return said[0] == 0
+
+        await eventually(verified, 120, lambda: said[1])
+        return said[1]
 
 
 def _command(child: psutil.Process) -> str:
@@ -97,6 +109,7 @@ async def fleet(
     store: dict[str, Any] | None = None,
 ) -> AsyncIterator[Fleet]:
     """The first `shared_journal` gateways have one journal folder, as replicas on one host may; each other its own."""
+    await asyncio.to_thread(migrated, database_url)
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(number: int) -> Running:
@@ -104,7 +117,7 @@ async def fleet(
             own.mkdir()
             journal = folder / "journal" if number < shared_journal else own / "journal"
             stores = {
-                "database_url": database_url, "redis_url": redis_url, "deadline_s": 10, "journal_dir": str(journal),
+                "database_url": database_url, "redis_url": redis_url, "deadline_s": 30, "journal_dir": str(journal),
             }  # fmt: skip
             server = {"workers": workers[number], "grace_s": 5}
             config = {"store": stores | (store or {}), "server": server, **(top or {})}
@@ -113,4 +126,9 @@ async def fleet(
         running = list(await asyncio.gather(*(start(number) for number in range(len(workers)))))
         made = Fleet(running, workers, database_url, wanted=list(workers))
         await made.is_whole()
-        yield made
+        try:
+            yield made
+        finally:
+            for one in running:  # all at once; each is waited for after that
+                if one.process is not None and one.process.poll() is None:
+                    one.process.terminate()

@@ -111,13 +111,15 @@ async def door(address: str, port: int) -> AsyncIterator[int]:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        ends = [writer]
         try:
-            there, back = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            writer.close()
-        else:
-            await asyncio.gather(pass_on(reader, back), pass_on(there, writer))
+            with contextlib.suppress(OSError):
+                there, back = await asyncio.open_connection("127.0.0.1", port)
+                ends.append(back)
+                await asyncio.gather(pass_on(reader, back), pass_on(there, writer))
         finally:
+            for end in ends:
+                end.transport.abort()
             tasks.discard(task)
 
     server = await asyncio.start_server(serve, address, 0)

@@ -2,6 +2,7 @@
 front of the fault provider in both dialects, with keys minted through its admin API.
 
 Rule: everything is seen from outside (sockets, admin API, ledger rows); only leak counts look inside.
+Clients here say `verify=False`: all is plain HTTP on loopback, and each would read the whole list of authorities first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +26,12 @@ import httpx2
 from sidecar.app import build_app
 from sidecar.asgi import ASGIApp
 from sidecar.config import load_config
+from sidecar.db import migrate
 from sidecar.gateway import Gateway
 from sidecar.limits.admission import Admission
 from sidecar.limits.store.memory import MemoryStore
 from sidecar.simulated import serve
+from tests.servers.migrated import migrated_sqlite
 
 MASTER = "sk-master-of-the-promises-0123456789abcdef"
 PROVIDER_KEY = "sk-provider-credential-of-the-promises"
@@ -36,34 +40,60 @@ MODELS = ("gpt", "claude")
 DIALECTS = {"gpt": "openai", "claude": "anthropic"}
 
 
+PATIENCE_S = 60.0
+"""Ends what hangs; a machine that stands still for seconds, or is five times slower, needs far less."""
+
+
 def config_file(
-    folder: Path, provider_url: str, *, top: dict[str, Any] | None = None, deployment: dict[str, Any] | None = None
+    folder: Path,
+    provider_url: str,
+    *,
+    top: dict[str, Any] | None = None,
+    deployment: dict[str, Any] | None = None,
+    impatient: dict[str, Any] | None = None,
 ) -> Path:
     """A `sidecar.yaml` (JSON is YAML) with SQLite and journal in `folder`. `top` replaces whole top-level keys; a
-    `store` is merged. `deployment` is merged into both deployments."""
+    `store` is merged. `deployment` is merged into both deployments. With `impatient` there are `gpt-impatient` and
+    `claude-impatient` too, which have these `timeouts`."""
     base_urls = {"gpt": f"{provider_url}/v1", "claude": provider_url}
     extra = {"price": {"input": 1, "output": 2}, "max_output_tokens": 64, **(deployment or {})}
+    kinds: dict[str, dict[str, Any]] = {"": extra}
+    if impatient is not None:
+        kinds["-impatient"] = {**extra, "timeouts": impatient}
     config: dict[str, Any] = {
         "auth": {"master_key": MASTER},
         "routing": {"retries": 0, "cooldown_s": 0.001},
         "spend": {"flush_s": 0.05},
         "models": [
             {
-                "name": name,
+                "name": name + kind,
                 "deployments": [
                     {"provider": DIALECTS[name], "model": f"{name}-1", "api_key": PROVIDER_KEY,
-                     "base_url": base_urls[name], **extra}
+                     "base_url": base_urls[name], **more}
                 ],
             }
             for name in MODELS
+            for kind, more in kinds.items()
         ],
         **(top or {}),
     }  # fmt: skip
-    own_store = {"database_url": f"sqlite:///{folder}/sidecar.db", "journal_dir": f"{folder}/journal"}
+    own_store = {
+        "database_url": f"sqlite:///{folder}/sidecar.db", "journal_dir": f"{folder}/journal", "deadline_s": 30,
+    }  # fmt: skip
     config["store"] = own_store | config.get("store", {})
     file = folder / "sidecar.yaml"
     file.write_text(json.dumps(config, indent=1))
     return file
+
+
+def model_for(kind: str, model: str) -> str:
+    """Faults that a time-out of ours ends have models of their own: a slow machine trips it nowhere else."""
+    return f"{model}-impatient" if kind in ("stall", "silent") else model
+
+
+def is_busy(answer: httpx2.Response) -> bool:
+    """Refused because a store was too slow, though nobody made it so: to be asked again."""
+    return answer.status_code == 503 and str(answer.json()["error"]["code"]).endswith("_unavailable")
 
 
 def body(model: str = "gpt", *, stream: bool = False, **more: Any) -> dict[str, Any]:
@@ -89,10 +119,14 @@ class Running:
 
     async def admin(self, path: str, payload: Any = None, **query: Any) -> Any:
         headers = {"authorization": f"Bearer {MASTER}"}
-        if payload is None:
-            answer = await self.http.get(self.url + path, headers=headers, params=query)
-        else:
-            answer = await self.http.post(self.url + path, headers=headers, json=payload)
+        for _ in range(30):  # a busy machine may hold up the database
+            if payload is None:
+                answer = await self.http.get(self.url + path, headers=headers, params=query)
+            else:
+                answer = await self.http.post(self.url + path, headers=headers, json=payload)
+            if not is_busy(answer):
+                break
+            await asyncio.sleep(float(answer.headers.get("retry-after", 1)))
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -106,7 +140,9 @@ class Running:
             f"{self.url}/v1/chat/completions", headers=headers | more.pop("headers", {}), json=payload, **more
         )
 
-    async def rows(self, key: str | None = None, *, at_least: int = 0, timeout_s: float = 20) -> list[dict[str, Any]]:
+    async def rows(
+        self, key: str | None = None, *, at_least: int = 0, timeout_s: float = PATIENCE_S
+    ) -> list[dict[str, Any]]:
         """Ledger rows, oldest first, once there are `at_least` so many."""
         found: list[dict[str, Any]] = []
 
@@ -125,7 +161,7 @@ class Running:
     async def spend(self, key: str) -> float:
         return float((await self.admin("/key/info", key=key))["info"]["spend"])
 
-    async def is_free(self, key: str, timeout_s: float = 20, model: str = "gpt") -> None:
+    async def is_free(self, key: str, timeout_s: float = PATIENCE_S, model: str = "gpt") -> None:
         """A key with `max_parallel_requests=1`, or a budget for one call, works again."""
         last: list[httpx2.Response] = []
 
@@ -159,12 +195,30 @@ class Running:
         return sum(self.store._slots.values())
 
 
+_MIGRATING = threading.Lock()
+
+
+def migrated(database_url: str) -> None:
+    """One after the other: Alembic keeps what it works on in globals."""
+    with _MIGRATING:
+        asyncio.run(migrate(database_url))
+
+
+async def migrated_in(folder: Path, top: dict[str, Any] | None) -> None:
+    """The folder's own database, if the configuration names no other, at a fraction of what a migration costs."""
+    file = folder / "sidecar.db"
+    if "database_url" in (top or {}).get("store", {}) or file.exists():
+        return
+    file.write_bytes(await asyncio.to_thread(migrated_sqlite))
+
+
 async def eventually(
-    what: Callable[[], Any], timeout_s: float = 20, name: Callable[[], str] = lambda: "the condition"
+    what: Callable[[], Any], timeout_s: float = PATIENCE_S, name: Callable[[], str] = lambda: "the condition"
 ) -> None:
     """Poll until `what()` (maybe awaitable) is true."""
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout_s
+    pause_s = 0.005
     while True:
         result = what()
         if asyncio.iscoroutine(result):
@@ -172,7 +226,8 @@ async def eventually(
         if result:
             return
         assert loop.time() < end, f"waited {timeout_s} s for {name()}"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(pause_s)
+        pause_s = min(1.25 * pause_s, 0.1)
 
 
 @contextlib.asynccontextmanager
@@ -185,8 +240,9 @@ async def served(
     **config: Any,
 ) -> AsyncIterator[Running]:
     """The gateway under uvicorn on the test's own loop. `mount` wraps it (a host app); then `prefix` is where."""
+    await migrated_in(folder, config.get("top"))
     gateway = build_app(load_config(config_file(folder, provider_url, **config), {}), migrate=True, env={})
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False, verify=False) as http:
         try:
             async with serve(mount(gateway) if mount is not None else gateway) as url:
                 await gateway.start()
@@ -199,8 +255,10 @@ async def served(
 async def process(
     folder: Path, provider_url: str, *, env: dict[str, str] | None = None, stop: int = signal.SIGTERM, **config: Any
 ) -> AsyncIterator[Running]:
-    """`sidecar serve --config …` as a process of its own; its stdout and stderr go to `output`."""
+    """`sidecar serve --config …` as a process of its own; its stdout and stderr go to `output`. A database of the
+    folder's own is migrated before: here that costs nothing, there a process of each worker's."""
     file = config_file(folder, provider_url, **config)
+    await migrated_in(folder, config.get("top"))
     output = folder / "output.log"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SIDECAR_", "OPENAI_", "ANTHROPIC_"))}
     with output.open("wb") as sink:
@@ -217,21 +275,21 @@ async def process(
             found[:] = re.findall(r"running on (http://127\.0\.0\.1:\d+)", text)
             return bool(found)
 
-        await eventually(is_up, 60, lambda: f"the process: {output.read_text(errors='replace')}")
-        async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
+        await eventually(is_up, 2 * PATIENCE_S, lambda: f"the process: {output.read_text(errors='replace')}")
+        async with httpx2.AsyncClient(timeout=PATIENCE_S, trust_env=False, verify=False) as http:
             yield Running(found[0], http, process=running, output=output, folder=folder)
     finally:
         if running.poll() is None:
             running.send_signal(stop)
             try:
-                await asyncio.to_thread(running.wait, 40)
+                await asyncio.to_thread(running.wait, 2 * PATIENCE_S)
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.wait()
                 raise
 
 
-async def raw(address: tuple[str, int], data: bytes, *, timeout_s: float = 10) -> bytes:
+async def raw(address: tuple[str, int], data: bytes, *, timeout_s: float = PATIENCE_S) -> bytes:
     """Send bytes as they are, read until the server closes or is silent with nothing more to say."""
     reader, writer = await asyncio.open_connection(*address)
     answer = b""

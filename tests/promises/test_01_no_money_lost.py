@@ -11,6 +11,7 @@ seconds: the other workers of the same gateway, and other gateways of the same h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 from collections import Counter
@@ -26,8 +27,8 @@ from tests.promises.sizes import IS_FULL, measured, size
 from tests.promises.support import MODELS, body, eventually
 
 pytestmark = pytest.mark.anyio
-KILLS = size("PROMISE_1_KILLS", 4, full=50)
-CLIENTS = 16
+KILLS = size("PROMISE_1_KILLS", 3, full=50)
+CLIENTS = size("PROMISE_1_CLIENTS", 8, full=16)
 COST_NANO = 1000 * (PROMPT_TOKENS * 1 + COMPLETION_TOKENS * 2)
 FAULTS = (
     *[Fault()] * 6,
@@ -41,7 +42,7 @@ FAULTS = (
 
 @dataclass
 class Clients:
-    """Each calls without a pause, over a new connection, until told to stop; `whole` are those answered to the end."""
+    """Each calls again and again, over a new connection, until told to stop; `whole` are those answered to the end."""
 
     fleet: Fleet
     faults: FaultProvider
@@ -53,7 +54,7 @@ class Clients:
 
     async def run(self) -> None:
         options = httpx2.Limits(max_keepalive_connections=0)
-        async with httpx2.AsyncClient(timeout=60, trust_env=False, limits=options) as http:
+        async with httpx2.AsyncClient(timeout=240, trust_env=False, verify=False, limits=options) as http:
             await asyncio.gather(*(self._go_on(http) for _ in range(CLIENTS)))
 
     async def _go_on(self, http: httpx2.AsyncClient) -> None:
@@ -61,11 +62,10 @@ class Clients:
             self.calls += 1
             name = f"call-{self.calls}"
             self.faults.script(self.draw.choice(FAULTS))
-            try:
+            with contextlib.suppress(httpx2.TransportError, httpx2.StreamError):  # the worker was killed
                 if await self._call(http, name):
                     self.whole.add(name)
-            except (httpx2.TransportError, httpx2.StreamError):
-                await asyncio.sleep(0.02)  # the worker was killed
+            await asyncio.sleep(0.03)  # a new worker needs the processor, too
 
     async def _call(self, http: httpx2.AsyncClient, name: str) -> bool:
         is_stream = self.draw.random() < 0.5
@@ -103,7 +103,7 @@ async def test_no_row_is_lost_or_doubled_over_kills(
         load = asyncio.ensure_future(clients.run())
         while gateways.kills < KILLS:
             calls = clients.calls
-            await eventually(lambda: clients.calls > calls + CLIENTS or load.done(), 60)  # noqa: B023
+            await eventually(lambda: clients.calls > calls + CLIENTS or load.done(), 240)  # noqa: B023
             if load.done():
                 break
             await asyncio.sleep(draw.random() / 2)
@@ -112,8 +112,7 @@ async def test_no_row_is_lost_or_doubled_over_kills(
         clients.is_over = True
         await load
         await every_call_has_its_rows(gateways, clients, asked(faults))
-        code, output = await gateways.verify()
-        assert code == 0, output
+        await gateways.agree()
 
 
 async def every_call_has_its_rows(gateways: Fleet, clients: Clients, seen: Counter[str]) -> None:
@@ -128,7 +127,7 @@ async def every_call_has_its_rows(gateways: Fleet, clients: Clients, seen: Count
     def missing() -> str:
         return f"rows of {[name for name, count in seen.items() if len(rows.get(name, ())) < count][:10]}"
 
-    await eventually(are_there, 60, missing)
+    await eventually(are_there, 240, missing)
     assert clients.whole <= rows.keys()
     statuses: Counter[str] = Counter()
     for name, found in rows.items():

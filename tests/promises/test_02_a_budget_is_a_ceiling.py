@@ -24,7 +24,7 @@ import pytest
 from tests.faults.provider import Fault, FaultProvider, Seen, chat_body, chat_events, message_body, message_events
 from tests.promises.fleet import Fleet, fleet
 from tests.promises.sizes import measured, size
-from tests.promises.support import MODELS, body, eventually
+from tests.promises.support import MODELS, body, eventually, is_busy
 
 pytestmark = pytest.mark.anyio
 ROUNDS = size("PROMISE_2_ROUNDS", 1, full=5)
@@ -93,17 +93,17 @@ class Calls:
 
     async def run(self) -> None:
         options = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-        async with httpx2.AsyncClient(timeout=120, trust_env=False, limits=options) as http:
+        async with httpx2.AsyncClient(timeout=240, trust_env=False, verify=False, limits=options) as http:
             urls = itertools.cycle([running.url for running in self._gateways.running])
             await asyncio.gather(*(self.one(http, url) for url, _ in zip(urls, range(CALLS), strict=False)))
 
     async def one(self, http: httpx2.AsyncClient, url: str) -> None:
         bound = {"max_tokens": MAX_TOKENS} if self._is_calm or self._draw.random() < 0.5 else {}
         payload = body(self._draw.choice(MODELS), stream=self._draw.random() < 0.5, **bound)
+        headers = {"authorization": f"Bearer {self._key}"}
         try:
-            answer = await http.post(
-                f"{url}/v1/chat/completions", headers={"authorization": f"Bearer {self._key}"}, json=payload
-            )
+            while is_busy(answer := await http.post(f"{url}/v1/chat/completions", headers=headers, json=payload)):
+                await asyncio.sleep(1)
         except (httpx2.TransportError, httpx2.StreamError):
             self.statuses[0] += 1
             return
@@ -113,7 +113,7 @@ class Calls:
 
     async def until_all_refuse(self) -> None:
         """One after the other, until as many in a row were refused as find every process."""
-        async with httpx2.AsyncClient(timeout=120, trust_env=False) as http:
+        async with httpx2.AsyncClient(timeout=240, trust_env=False, verify=False) as http:
             for _ in range(CALLS):
                 before = self.statuses[429]
                 for running in self._gateways.running * 4:
@@ -136,8 +136,7 @@ async def test_500_calls_at_once_over_four_processes_cost_at_most_the_budget(
         for number in range(ROUNDS):
             bills["calm"].append(await calm(gateways, greedy, random.Random(number)))
             bills["in trouble"].append(await in_trouble(gateways, greedy, random.Random(number)))
-        code, output = await gateways.verify()
-        assert code == 0, output
+        await gateways.agree()
     most = max(itertools.chain(*bills.values()))
     figures = ", ".join(f"{kind} ${min(nano) / 1e9:.4f} to ${max(nano) / 1e9:.4f}" for kind, nano in bills.items())
     measured(
@@ -168,7 +167,7 @@ async def in_trouble(gateways: Fleet, greedy: Greedy, draw: random.Random) -> in
     key = await gateways.running[0].mint(max_budget=1.0)
     calls = Calls(gateways, key, draw, is_calm=False)
     running = asyncio.ensure_future(calls.run())
-    await eventually(lambda: len(greedy.requests) > 30 or running.done(), 60)
+    await eventually(lambda: len(greedy.requests) > 30 or running.done(), 240)
     await gateways.kill_one(draw)
     await running
     await gateways.is_whole()
@@ -188,6 +187,6 @@ async def billed(gateways: Fleet, greedy: Greedy, key: str) -> int:
         spent = round(float((await gateways.running[0].admin("/key/info", key=key))["info"]["spend"]) * 1e9)
         return spent >= max(bill, 0.9 * BUDGET_NANO)
 
-    await eventually(are_there, 60, lambda: f"rows of {bill}, there are {spent}")
+    await eventually(are_there, 240, lambda: f"rows of {bill}, there are {spent}")
     assert spent <= BUDGET_NANO
     return bill

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from tests.faults.provider import WORDS, Fault, FaultProvider, chat_events, message_events
-from tests.promises.support import MODELS, Running, body, served
+from tests.promises.support import MODELS, Running, body, model_for, served
 
 pytestmark = pytest.mark.anyio
 EVENTS = {"gpt": len(chat_events(usage=True, forced_usage=True)), "claude": len(message_events(usage=True))}
@@ -31,15 +31,17 @@ KINDS: tuple[Literal["cut", "reset", "stall", "malform", "ends"], ...] = ("cut",
 async def gateway_of_file(
     provider_of_file: FaultProvider, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
-    timeouts = {"timeouts": {"first_byte_s": 0.8, "gap_s": 0.8}}
     folder: Path = tmp_path_factory.mktemp("gateway")
-    async with served(folder, provider_of_file.base_url, deployment=timeouts) as running:
+    async with served(folder, provider_of_file.base_url, impatient={"gap_s": 0.3}) as running:
         yield running
 
 
 def sdk(gateway: Running, key: str) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
-        base_url=f"{gateway.url}/v1", api_key=key, max_retries=0, http_client=httpx2.AsyncClient(trust_env=False)
+        base_url=f"{gateway.url}/v1",
+        api_key=key,
+        max_retries=0,
+        http_client=httpx2.AsyncClient(trust_env=False, verify=False),
     )
 
 
@@ -98,8 +100,9 @@ async def broken_streams(gateway: Running, faults: FaultProvider, model: str, sc
     key = await gateway.mint()
     faults.script(*script)
     texts = [f"call {number}" for number in range(len(script))]
+    asked = model_for(script[0].kind, model)
     answers = await asyncio.gather(
-        *(gateway.chat(key, body(model, stream=True, messages=[{"role": "user", "content": t}])) for t in texts)
+        *(gateway.chat(key, body(asked, stream=True, messages=[{"role": "user", "content": t}])) for t in texts)
     )
     assert len(faults.requests) == len(script)
     sent = {number: seen for seen in faults.requests for number, t in enumerate(texts) if f'"{t}"' in str(seen.body)}
@@ -152,7 +155,7 @@ async def test_the_stock_sdk_raises_on_a_broken_stream(
     key = await gateway.mint()
     after = {"start": 0, "content": FIRST_WORD[model] + 2, "end": EVENTS[model] - 1}[at]
     faults.script(Fault(kind, after=after, drip_s=0.002))
-    await sdk_raises(gateway, key, body(model, stream=True))
+    await sdk_raises(gateway, key, body(model_for(kind, model), stream=True))
     assert_row((await gateway.rows(key, at_least=1))[0], content_began=at != "start", is_reset=kind == "reset")
 
 
@@ -205,7 +208,7 @@ async def test_an_unstreamed_answer_that_breaks_off_anywhere_is_an_error(
     gateway: Running, faults: FaultProvider, model: str, kind: Any
 ) -> None:
     script = tuple(Fault(kind, after=quarter) for quarter in range(4))
-    await broken_bodies(gateway, faults, model, script, is_stream=False)
+    await broken_bodies(gateway, faults, model_for(kind, model), script, is_stream=False)
 
 
 @pytest.mark.parametrize("is_stream", [False, True], ids=["unstreamed", "streamed"])

@@ -17,7 +17,7 @@ import pytest
 
 from sidecar.errors import UpstreamBrokenError
 from tests.faults.provider import WORDS, Fault, FaultProvider, stream_events
-from tests.promises.support import PROVIDER_KEY, Running, body, served
+from tests.promises.support import PROVIDER_KEY, Running, body, model_for, served
 from tests.promises.test_05_broken_answers import (
     WHOLE_BUT_WRONG,
     assert_broken,
@@ -82,9 +82,10 @@ async def gateway_of_file(
         deployment = {
             "provider": name, "model": f"{name}-1", "api_key": PROVIDER_KEY, "price": {"input": 1, "output": 2},
             "base_url": provider_of_file.base_url + dialect.base_path, "max_output_tokens": 64,
-            "timeouts": {"first_byte_s": 4, "gap_s": 4}, **dialect.options,
+            **dialect.options,
         }  # fmt: skip
         models.append({"name": name, "deployments": [deployment]})
+        models.append({"name": f"{name}-impatient", "deployments": [deployment | {"timeouts": {"gap_s": 0.3}}]})
     async with served(folder, provider_of_file.base_url, top={"models": models}) as running:
         yield running
 
@@ -110,7 +111,7 @@ async def test_a_stream_of_any_dialect_broken_at_any_event_ends_with_an_error(
         places = range(whole_from(name) if kind == "ends" else len(EVENTS[name]))
         for at in (1, first_word(name) + 2) if kind == "stall" else places:
             text = f"{name} at {at}."
-            asked.append(body(name, stream=True, messages=[{"role": "user", "content": text}]))
+            asked.append(body(model_for(kind, name), stream=True, messages=[{"role": "user", "content": text}]))
             faults.script_for(text.encode(), script[at])
     answers = await all_at_once(gateway, key, asked)
     assert len(faults.requests) == len(asked)
@@ -118,7 +119,8 @@ async def test_a_stream_of_any_dialect_broken_at_any_event_ends_with_an_error(
     assert len(rows) == len(asked)
     is_reset = kind == "reset"
     for payload, answer in zip(asked, answers, strict=True):
-        name, at = payload["model"], int(payload["messages"][0]["content"].rpartition(" ")[2][:-1])
+        name, _, place = payload["messages"][0]["content"][:-1].rpartition(" at ")
+        at = int(place)
         began = at > first_word(name)
         assert_broken(answer, content_began=began, provider_finished=at > finish(name), is_reset=is_reset)
         assert_row(rows[answer.headers["x-request-id"]], content_began=began, is_reset=is_reset)

@@ -27,12 +27,12 @@ from tests.faults.provider import FaultProvider
 from tests.identity.making import Tree, opened
 from tests.limits.making import NOW, claims, take
 from tests.promises.sizes import measured, size
-from tests.promises.support import Running, body, eventually, process
+from tests.promises.support import Running, body, eventually, is_busy, process
 
 pytestmark = pytest.mark.anyio
 PROCESSES = 4
 LIMIT = 60
-SECONDS = size("PROMISE_6_SECONDS", 4, full=75)
+SECONDS = size("PROMISE_6_SECONDS", 2, full=75)
 """How long the test with real time lasts; past 60 it sees whole windows roll by."""
 
 
@@ -42,6 +42,7 @@ class Replicas:
     tree: Tree
     redis: Redis
     faults: FaultProvider
+    slowest_s: float = 0.0
 
     async def team(self, **limits: object) -> tuple[str, list[str]]:
         """A team with as many keys as there are processes."""
@@ -57,11 +58,18 @@ class Replicas:
     async def burst(self, keys: list[str], count: int) -> list[httpx2.Response]:
         """`count` calls at once, spread over processes and keys."""
         calls = [
-            running.chat(key, body())
+            self.call(running, key)
             for running, key, _ in zip(itertools.cycle(self.running), itertools.cycle(keys), range(count))
         ]
         random.Random(6).shuffle(calls)
         return await asyncio.gather(*calls)
+
+    async def call(self, running: Running, key: str) -> httpx2.Response:
+        began = time.monotonic()
+        while is_busy(answer := await running.chat(key, body())):
+            await asyncio.sleep(0.5)
+        self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+        return answer
 
     async def age(self, seconds: float) -> None:
         """Whatever was counted was counted that much earlier."""
@@ -74,7 +82,7 @@ class Replicas:
 
 @pytest.fixture
 async def replicas(tmp_path: Path, postgres_url: str, redis_url: str, faults: FaultProvider) -> AsyncIterator[Replicas]:
-    store = {"database_url": postgres_url, "redis_url": redis_url, "deadline_s": 5}
+    store = {"database_url": postgres_url, "redis_url": redis_url, "deadline_s": 30}
     async with contextlib.AsyncExitStack() as stack:
         tree = await stack.enter_async_context(opened(postgres_url))
         folders = [tmp_path / str(number) for number in range(PROCESSES)]
@@ -121,15 +129,21 @@ async def exactly_the_limit_is_admitted(replicas: Replicas) -> None:
         answers = await asyncio.gather(*(running.chat(keys[0], body()) for running in replicas.running))
         return statuses(answers) == {200: PROCESSES}
 
-    await eventually(is_known, 10)
-    await asyncio.sleep(1)  # by now every process was told, also of what it was not asked for
+    await eventually(is_known)
     answers = await replicas.burst([lone], 50)
     admitted = statuses(answers)[200]
     assert {a.json()["error"]["code"] for a in answers if a.status_code == 429} <= {
         "requests_limit_exceeded", "concurrency_limit_exceeded",
     }  # fmt: skip
-    while admitted < share and statuses(again := await replicas.burst([lone], 1))[200]:
-        admitted += len(again)
+
+    async def are_all_admitted() -> bool:
+        nonlocal admitted
+        (again,) = await replicas.burst([lone], 1)
+        admitted += again.status_code == 200
+        # A process may have been told of the team, and not yet of it for a key nobody asked it for.
+        return again.status_code == 429 and "the team limit" not in again.json()["error"]["message"]
+
+    await eventually(are_all_admitted)
     assert admitted == share
     last = (await replicas.burst([lone], 1))[0]
     assert f"the key limit is {share} requests per minute" in last.json()["error"]["message"]
@@ -149,7 +163,7 @@ async def the_minute_rolls(replicas: Replicas) -> None:
     refused = await replicas.burst(keys, 20)
     assert statuses(refused) == {429: 20}
     waits = [int(answer.headers["retry-after"]) for answer in refused]
-    assert all(5 <= wait <= 20 for wait in waits), waits  # less what the calls themselves took
+    assert all(1 <= wait <= 20 for wait in waits), waits  # less what the calls themselves took
     await replicas.age(max(waits))
     assert statuses(await replicas.burst(keys, 200)) == {200: half, 429: 200 - half}
     await replicas.age(60)
@@ -162,7 +176,8 @@ async def no_rolling_minute_holds_more(replicas: Replicas) -> None:
     replicas.faults.reset()
     end = time.monotonic() + SECONDS
     admitted = calls = 0
-    while time.monotonic() < end:
+    replicas.slowest_s = 0.0
+    while time.monotonic() < end or calls < 3 * LIMIT:
         answers = await replicas.burst(keys, 40)
         calls += len(answers)
         admitted += statuses(answers)[200]
@@ -170,7 +185,7 @@ async def no_rolling_minute_holds_more(replicas: Replicas) -> None:
     times = sorted(seen.at for seen in replicas.faults.requests)
     assert len(times) == admitted
     # A call is counted before it goes out: two may come closer together than they were counted by what that takes.
-    slack = 1.0
+    slack = 1.0 + replicas.slowest_s
     most = max(sum(at <= other < at + 60 - slack for other in times) for at in times)
     measured(6, f"{calls} calls in {SECONDS} s, {admitted} admitted, {most} in the fullest minute of {LIMIT}")
     assert most <= LIMIT
@@ -179,7 +194,7 @@ async def no_rolling_minute_holds_more(replicas: Replicas) -> None:
 
 async def test_any_minute_of_a_long_day_holds_the_limit(redis_like_url: str) -> None:
     """Four processes' connections to one store, 1500 calls over a quarter of an hour by a clock of the test's own."""
-    stores = [open_store(redis_like_url, deadline_s=5) for _ in range(PROCESSES)]
+    stores = [open_store(redis_like_url, deadline_s=30) for _ in range(PROCESSES)]
     wanted = claims(rpm={"team": LIMIT, "key": 10_000})
     picks = random.Random(60)
     at, minute = 0, 60_000_000  # microseconds since NOW, so that sums are exact

@@ -54,11 +54,14 @@ MOUNTS: dict[str, Callable[[Gateway], ASGIApp]] = {
     "root_path": RootPath,
 }
 PATHS = (
-    "/v1/chat/completions", "/chat/completions", "/v1/models", "/models", "/v1/messages", "/v1/embeddings",
-    "/v1/responses", "/v1/completions", "/key/generate", "/key/info", "/key/list", "/spend/logs", "/spend/keys",
+    "/v1/chat/completions", "/chat/completions", "/v1/responses", "/responses", "/v1/responses/resp_1",
+    "/v1/responses/resp_1/cancel", "/v1/models", "/models", "/v1/messages", "/v1/embeddings", "/v1/completions",
+    "/key/generate", "/key/info", "/key/list", "/spend/logs", "/spend/keys",
     "/healthz", "/metrics", "/readyz", "/", "*", "", "/v1", "/openai/v1/chat/completions", "/anthropic/v1/messages",
     "/engines/gpt/chat/completions", "/openai/deployments/gpt/chat/completions",
 )  # fmt: skip
+DOORS = 4
+"""The first ones of them are what calls models."""
 METHODS = (
     "POST", "POST", "POST", "POST", "GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT", "post",
     "Post", "PROPFIND", "SEARCH", "QUERY", "FOO",
@@ -119,7 +122,7 @@ class Fuzz:
     def target(self) -> str:
         draw = self.draw
         path = draw.choice(("", "", "/llm", "/a/b", "/llm/llm", "//llm"))
-        path += draw.choice(PATHS[:2] if draw.random() < 0.6 else PATHS)
+        path += draw.choice(PATHS[:DOORS] if draw.random() < 0.6 else PATHS)
         for _ in range(draw.choice((0, 0, 1, 1, 2, 3))):
             path = draw.choice(self.mutations())(path)
         if draw.random() < 0.1:
@@ -162,8 +165,10 @@ class Fuzz:
     def request(self) -> tuple[str, str, bytes]:
         draw = self.draw
         is_plain = draw.random() < 0.5
-        method, target = ("POST", self.prefix + draw.choice(PATHS[:2])) if is_plain else self.line()
-        payload: Any = body(draw.choice(("gpt", "claude", "openai/gpt-4o", "nothing")), stream=draw.random() < 0.3)
+        method, target = ("POST", self.prefix + draw.choice(PATHS[:DOORS])) if is_plain else self.line()
+        payload: Any = body(
+            draw.choice(("gpt", "claude", "openai/gpt-4o", "nothing")), stream=draw.random() < 0.3, input="hi"
+        )
         if draw.random() < 0.2:
             payload |= {"api_key": self.valid_key, "user": "x", "authorization": f"Bearer {self.valid_key}"}
         content = draw.choice((json.dumps(payload).encode(),) * 4 + (b"", b"{", b"\xff" * 9))

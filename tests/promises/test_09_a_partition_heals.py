@@ -37,7 +37,7 @@ from tests.promises.test_09_a_dead_store_has_known_behaviour import (
 from tests.servers.redis import LocalServer
 
 pytestmark = pytest.mark.anyio
-SECONDS = size("PROMISE_9_SECONDS", 6, full=60)
+SECONDS = size("PROMISE_9_SECONDS", 3, full=60)
 
 
 @contextlib.asynccontextmanager
@@ -53,17 +53,17 @@ async def gateway_inside(
             stdout=sink, stderr=subprocess.STDOUT, cwd=folder,
         )  # fmt: skip
     try:
-        async with httpx2.AsyncClient(timeout=60, trust_env=False) as http:
+        async with httpx2.AsyncClient(timeout=120, trust_env=False, verify=False) as http:
             made = Running(f"http://{place.inside}:8123", http, process=running, output=output, folder=folder)
             await eventually(
-                lambda: "Application startup complete" in output.read_text(errors="replace"), 60,
+                lambda: "Application startup complete" in output.read_text(errors="replace"), 240,
                 lambda: output.read_text(errors="replace"),
             )  # fmt: skip
             yield made
     finally:
         running.terminate()
         try:
-            await asyncio.to_thread(running.wait, 40)
+            await asyncio.to_thread(running.wait, 120)
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
@@ -103,16 +103,20 @@ async def test_cut_off_from_both_stores_and_healed(
         place = stack.enter_context(island())
         ports = [await stack.enter_async_context(door(place.far, port or 0)) for port in (database.port, redis.port)]
         provider_port = await stack.enter_async_context(door(place.near, urlsplit(faults.base_url).port or 0))
-        stores = {
-            "database_url": database._replace(netloc=f"{database.username}@{place.far}:{ports[0]}").geturl(),
-            "redis_url": f"redis://{place.far}:{ports[1]}/0",
-        }
+        stores = [
+            {
+                "database_url": database._replace(netloc=f"{database.username}@{place.far}:{ports[0]}").geturl(),
+                "redis_url": f"redis://{place.far}:{ports[1]}/0",
+                "deadline_s": 1.0,
+            },
+            {"database_url": postgres_url, "redis_url": redis.url},
+        ]
         folders = [tmp_path / "inside", tmp_path / "outside"]
         tops: list[dict[str, object]] = []
-        for folder in folders:
+        for folder, reached in zip(folders, stores, strict=True):
             folder.mkdir()
-            store = stores | {"journal_dir": str(folder / "journal"), "deadline_s": 1.0}
-            auth = {"master_key": MASTER, "key_cache_s": SECONDS + 60}
+            store = {"journal_dir": str(folder / "journal")} | reached
+            auth = {"master_key": MASTER, "key_cache_s": 3600}
             tops.append({"store": store, "auth": auth, "spend": {"flush_s": 0.2}, "server": {"grace_s": 5}})
         outside = await stack.enter_async_context(process(folders[1], faults.base_url, top=tops[1]))
         inside = await stack.enter_async_context(
@@ -121,15 +125,14 @@ async def test_cut_off_from_both_stores_and_healed(
         gateways = Fleet([inside, outside], (1, 1), postgres_url)
         poor, free = await outside.mint(max_budget=1000), await outside.mint()
         stranger = await outside.mint()
-        for gateway in gateways.running:
-            for key in (poor, free):
-                assert (await gateway.chat(key, body())).status_code == 200
+        for key in (poor, free):
+            await works_again(gateways, key)
         calls = [Calls(inside, poor, "in"), Calls(outside, poor, "out"), Calls(inside, free, "free")]
         faults.script(Fault("held"))
         running = stream(inside, poor, "stream")
-        await asyncio.wait_for(running.has_begun.wait(), 20)
+        await asyncio.wait_for(running.has_begun.wait(), 60)
         tasks = [asyncio.ensure_future(one.run()) for one in calls]
-        await eventually(lambda: all(len(one.whole) > 5 for one in calls) or any(t.done() for t in tasks), 30)
+        await eventually(lambda: all(len(one.whole) > 5 for one in calls) or any(t.done() for t in tasks))
 
         place.cut()
         began = time.monotonic()
@@ -151,7 +154,8 @@ async def test_cut_off_from_both_stores_and_healed(
         async def is_charged() -> bool:
             return bool(await gateways.query("SELECT 1 FROM spend WHERE attempt = 0 AND cost_nano > 0"))
 
-        await eventually(is_charged, 30, lambda: "what the silent one held, charged")
+        await eventually(is_charged, 120, lambda: "what the silent one held, charged")
+        await eventually(lambda: calls[0].statuses[503, "limit_store_unavailable"] > 10)
         faults.release()
         text = await asyncio.wait_for(running.task, PATIENCE_S)
         assert text.endswith("data: [DONE]\n\n")
@@ -165,10 +169,14 @@ async def test_cut_off_from_both_stores_and_healed(
         await asyncio.gather(*tasks)
         whole = {"stream"}.union(*(one.whole for one in calls))
         await every_whole_answer_has_one_row(gateways, whole)
-        await eventually(lambda: agree(gateways), 60, lambda: "counters and rows that agree")
-        (taken_back,) = await gateways.query("SELECT coalesce(sum(cost_nano), 0) AS nano FROM spend WHERE attempt = 0")
 
-    assert taken_back["nano"] == 0
+        async def is_taken_back() -> bool:
+            (row,) = await gateways.query("SELECT coalesce(sum(cost_nano), 0) AS nano FROM spend WHERE attempt = 0")
+            return bool(row["nano"] == 0)
+
+        await eventually(is_taken_back, 120, lambda: "what was charged taken back")
+        await gateways.agree()
+
     assert set(cut_off) <= {(200, ""), (503, "limit_store_unavailable")}, cut_off
     assert cut_off[503, "limit_store_unavailable"] > 10
     assert set(calls[1].statuses) == {(200, "")}, "the other one goes on"
@@ -181,7 +189,3 @@ async def test_cut_off_from_both_stores_and_healed(
         f"{max(one.slowest for one in calls):.1f} s, liveness and readiness at most {probes * 1000:.0f} ms; serves "
         f"again {back:.1f} s after; {len(whole)} whole answers, 0 without a row, 0 doubled; counters agree",
     )
-
-
-async def agree(gateways: Fleet) -> bool:
-    return (await gateways.verify())[0] == 0

@@ -211,6 +211,42 @@ async def test_no_header_and_no_query_has_an_effect(
     assert {tuple(head_of(seen)) for seen in faults.requests} == {tuple(head)}
 
 
+async def test_nothing_of_a_responses_request_has_an_effect(
+    gateway: Running, faults: FaultProvider, attack: Attack
+) -> None:
+    key = await gateway.mint()
+
+    async def ask(fields: dict[str, Any], headers: dict[str, str], query: dict[str, str]) -> int:
+        answer = await gateway.http.post(
+            f"{gateway.url}/v1/responses",
+            headers={"authorization": f"Bearer {key}"} | headers,
+            params=query,
+            json={"model": "gpt", "input": "hi"} | fields,
+        )
+        return answer.status_code
+
+    assert await ask({}, {}, {}) == 200
+    head = head_of(faults.requests[0])
+    assert faults.requests[0].target == "/v1/responses"
+    faults.reset()
+    cases: list[tuple[int, dict[str, Any], dict[str, str], dict[str, str]]] = []
+    for name in (*REFUSED, *IDLE):
+        value = attack.value(name)
+        cases.append((400 if name in REFUSED else 200, {name: value}, {}, {}))
+        cases += [(200, place(name, value), {}, {}) for depth in (2, 5) for place in PLACES[depth][:1]]
+        cases.append((200, {"input": [{"role": "user", "content": "hi", name: value}]}, {}, {}))
+        cases.append((200, {}, {}, {name: str(value)}))
+    cases += [(200, {}, {name: value}, {}) for name in HEADERS for value in (EVIL_KEY, attack.host)]
+
+    async def one(case: tuple[int, dict[str, Any], dict[str, str], dict[str, str]]) -> None:
+        status, *rest = case
+        assert await ask(*rest) == status, case
+
+    await all_at_once(faults, cases, one)
+    assert len(faults.requests) == sum(status == 200 for status, *_ in cases)
+    assert {tuple(head_of(seen)) for seen in faults.requests} == {tuple(head)}
+
+
 async def test_the_request_line_and_the_host_header_choose_nothing(
     gateway: Running, faults: FaultProvider, attack: Attack
 ) -> None:

@@ -266,8 +266,8 @@ async def test_no_error_path_of_the_process_shows_a_secret(
     redis = start_redis("redis", "--requirepass", REDIS)
     store = {
         "redis_url": f"redis://default:{quote(REDIS, safe='')}@127.0.0.1:{redis.port}/0",
-        "encryption_key": "${CANARY_VAULT}",
-    }
+        "encryption_key": "${CANARY_VAULT}", "deadline_s": 3,
+    }  # fmt: skip
     top = deployments(faults, tmp_path) | {"store": store}
     (tmp_path / "loud").mkdir()
     (tmp_path / "loud" / "sitecustomize.py").write_text(LOUD)
@@ -298,7 +298,7 @@ async def test_no_error_path_of_the_process_shows_a_secret(
         redis.thaw()
         redis.kill()
         await witness.chat(body())
-        with sqlite3.connect(tmp_path / "sidecar.db") as database:
+        with sqlite3.connect(tmp_path / "sidecar.db", timeout=60) as database:
             names = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
             kept = list(stored_bytes(tmp_path))
             for name in names:
@@ -388,7 +388,7 @@ async def gateway_row_count(witness: Witness, *, at_least: int) -> None:
         await witness.call("GET", "/spend/logs?limit=1000", key=MASTER)
         return len(json.loads(witness.texts[-1][1].split("\n\n", 1)[1])["data"]) >= at_least
 
-    await eventually(there, 20, lambda: f"{at_least} rows")
+    await eventually(there, name=lambda: f"{at_least} rows")
 
 
 @pytest.mark.parametrize("proxy", ["dead", "refusing", "talkative"])
@@ -432,7 +432,7 @@ def test_a_database_that_does_not_open_is_told_without_its_password(
     (tmp_path / "loud" / "sitecustomize.py").write_text(LOUD)
     file = config_file(tmp_path, "http://127.0.0.1:1", top={"store": {"database_url": url}, "log": {"level": "debug"}})
     done = subprocess.run(
-        [sys.executable, "-m", "sidecar", "serve", "--config", str(file), "--port", "0"], cwd=tmp_path, timeout=60,
+        [sys.executable, "-m", "sidecar", "serve", "--config", str(file), "--port", "0"], cwd=tmp_path, timeout=240,
         env=os.environ | {"PYTHONPATH": python_path(tmp_path / "loud")}, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 
 from sidecar.translate import PROVIDERS
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS
+from sidecar.translate.vendors import OTHER_MODELS
 from tests.faults.provider import FaultProvider
 from tests.promises.support import PROVIDER_KEY, Running, served
 from tests.translate.dialects import DISTINCT, dialect_of
@@ -21,6 +22,7 @@ from tests.translate.field_values import BESIDE, TOOL, USER, VALUES
 pytestmark = pytest.mark.anyio
 
 VENDOR_HEADERS = ("x-amzn-", "x-vertex-")
+ASKED = VALUES | {field: [["another-model"]] for field in OTHER_MODELS}
 TELLS_UNASKED = {name for name, provider in PROVIDERS.items() if not getattr(provider, "forces_usage", True)}
 
 
@@ -86,9 +88,13 @@ async def test_each_field_reaches_the_provider_or_is_refused_by_name(
 ) -> None:
     key = await every.mint()
     outcomes: dict[str, list[str]] = {"reached": [], "refused": []}
-    for field, values in VALUES.items():
+    own = {field: ASKED[field] for field in PROVIDERS[name].unsupported if field not in VALUES}
+    plain: dict[str, Any] = {}
+    for field, values in (VALUES | own).items():
         base = {"model": name, "messages": USER, **BESIDE.get(field, {})}
-        _, without = await sent(every, faults, key, base)
+        if str(base) not in plain:
+            _, plain[str(base)] = await sent(every, faults, key, base)
+        without = plain[str(base)]
         for value in values:
             answer, got = await sent(every, faults, key, base if field == "model" else {**base, field: value})
             label = f"{name}: {field}={value!r}"
@@ -128,10 +134,10 @@ async def test_what_policy_drops_is_named_in_the_answer_and_in_the_row(
     unsupported = sorted(PROVIDERS[name].unsupported)
     for field in unsupported:
         # The last value of each asks for something whatever stands beside it.
-        answer, got = await sent(every, faults, key, {**base, field: VALUES[field][-1]})
+        answer, got = await sent(every, faults, key, {**base, field: ASKED[field][-1]})
         assert (answer.status_code, answer.headers.get("x-sidecar-dropped")) == (200, field), answer.text
         assert got == without
-    everything = {field: VALUES[field][-1] for field in unsupported}
+    everything = {field: ASKED[field][-1] for field in unsupported}
     answer, got = await sent(every, faults, key, {**base, **everything})
     assert sorted(answer.headers["x-sidecar-dropped"].split(",")) == unsupported
     assert got == without

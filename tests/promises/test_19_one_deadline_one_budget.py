@@ -6,9 +6,7 @@ whole request, waits and fallbacks included; the final status is the honest one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import httpx2
 import pytest
 
 from tests.faults.provider import WORDS, Fault, FaultProvider, chat_events, message_events
-from tests.promises.support import PROVIDER_KEY, Running, body, eventually, process, served
+from tests.promises.support import PROVIDER_KEY, Running, body, eventually, model_for, process, served
 
 pytestmark = pytest.mark.anyio
 
@@ -30,15 +28,15 @@ EVENTS = {
 }
 OTHER = {"openai": "anthropic", "anthropic": "openai"}
 LATE = ("cut", "reset", "stall", "malform", "ends")
-TIMEOUTS = {"connect_s": 5, "first_byte_s": 0.4, "gap_s": 0.4, "total_s": 1.5}
+IMPATIENT = {"timeouts": {"first_byte_s": 0.4, "gap_s": 0.4, "total_s": 0.5}}
+"""Only of who says nothing, and before any content: how soon it is given up changes nothing then."""
 
 
 def place(dialect: str, provider: FaultProvider | str, **more: Any) -> dict[str, Any]:
     url = provider if isinstance(provider, str) else provider.base_url
     return {
         "provider": dialect, "model": f"{dialect}-1", "api_key": PROVIDER_KEY, "max_output_tokens": 64,
-        "base_url": f"{url}/v1" if dialect == "openai" else url, "price": {"input": 1, "output": 2},
-        "timeouts": TIMEOUTS, **more,
+        "base_url": f"{url}/v1" if dialect == "openai" else url, "price": {"input": 1, "output": 2}, **more,
     }  # fmt: skip
 
 
@@ -59,12 +57,20 @@ async def gateway_of_pair(
     models = {
         "openai": [place("openai", first), place("anthropic", second, order=2)],
         "anthropic": [place("anthropic", first), place("openai", second, order=2)],
+        "openai-impatient": [place("openai", first, **IMPATIENT), place("anthropic", second, order=2)],
+        "anthropic-impatient": [place("anthropic", first, **IMPATIENT), place("openai", second, order=2)],
         "group": [place("openai", first)],
         "fallback": [place("anthropic", second)],
         **{name: [place("openai", first)] for name in ("lone", "asked-to-wait", "left")},
-        **{case[0]: [place("openai", first), place("anthropic", second, order=2)] for case in FINAL},
         **{
-            f"{kind}-{dialect}": [place(dialect, first), place(OTHER[dialect], second, order=2)]
+            name: [place("openai", first), place("anthropic", second, order=2, **IMPATIENT if is_silent(other) else {})]
+            for name, _, other, *_ in FINAL
+        },
+        **{
+            f"{kind}-{dialect}": [
+                place(dialect, first, **{"timeouts": {"gap_s": 0.4}} if kind == "stall" else {}),
+                place(OTHER[dialect], second, order=2),
+            ]
             for dialect in OTHER
             for kind in LATE
         },
@@ -113,6 +119,10 @@ EARLY_IN_A_STREAM = [
 ]
 
 
+def is_silent(fault: Fault) -> bool:
+    return fault.kind in ("silent", "stall")
+
+
 def id_of(fault: Fault) -> str:
     return f"{fault.kind}-{fault.status}-{fault.after}"
 
@@ -136,7 +146,7 @@ async def test_fail_over_before_the_first_content_byte_is_invisible(
     gateway: Running, first: FaultProvider, second: FaultProvider, fault: Fault, model: str, is_stream: bool
 ) -> None:
     first.script(fault)
-    await assert_fails_over(gateway, first, second, model=model, stream=is_stream)
+    await assert_fails_over(gateway, first, second, model=model_for(fault.kind, model), stream=is_stream)
 
 
 @pytest.mark.parametrize("model", ["openai", "anthropic"])
@@ -145,7 +155,7 @@ async def test_a_stream_that_began_without_content_fails_over_too(
     gateway: Running, first: FaultProvider, second: FaultProvider, fault: Fault, model: str
 ) -> None:
     first.script(fault)
-    await assert_fails_over(gateway, first, second, model=model, stream=True)
+    await assert_fails_over(gateway, first, second, model=model_for(fault.kind, model), stream=True)
 
 
 @pytest.mark.parametrize("quarter", [1, 2, 3])
@@ -154,7 +164,7 @@ async def test_an_unstreamed_answer_fails_over_at_any_byte(
     gateway: Running, first: FaultProvider, second: FaultProvider, kind: Any, quarter: int
 ) -> None:
     first.script(Fault(kind, after=quarter))
-    await assert_fails_over(gateway, first, second, model="openai", stream=False)
+    await assert_fails_over(gateway, first, second, model=model_for(kind, "openai"), stream=False)
 
 
 async def test_a_fallback_group_takes_over_and_a_key_that_may_not_call_it_is_not_served_by_it(
@@ -263,23 +273,26 @@ async def test_a_wait_is_at_least_as_long_as_the_provider_asks(gateway: Running,
 async def test_a_client_that_leaves_while_it_waits_is_not_asked_for_again(
     gateway: Running, first: FaultProvider
 ) -> None:
-    first.script(Fault("status", status=429, headers=(("retry-after", "2"),)))
+    first.script(Fault("status", status=429, headers=(("retry-after", "30"),)))
     key = await gateway.mint(max_parallel_requests=1)
-    with contextlib.suppress(httpx2.TimeoutException):
-        await gateway.chat(key, body("left"), timeout=0.3)
+    task = asyncio.create_task(gateway.chat(key, body("left")))
+    await eventually(lambda: first.requests and first.requests[0].is_answered)
+    task.cancel()
+    await asyncio.wait({task})
     (row,) = await gateway.rows(key, at_least=1)
     assert row["spend"] == 0
     await gateway.is_free(key, model="anthropic")
-    await asyncio.sleep(2.2)
+    await eventually(lambda: gateway.gateway is not None and gateway.gateway._in_flight == 0)
+    assert gateway.live_exchanges == 0, "nobody is left who would ask again"
     assert len([seen for seen in first.requests if "/chat/" in seen.target]) == 1
 
 
 async def test_one_deadline_spans_everything(tmp_path: Path, pair: tuple[FaultProvider, FaultProvider]) -> None:
-    """As a process of its own. Each attempt may take 30 s and there are ten; the request has one second."""
+    """As a process of its own. Each attempt may take an hour and there are ten; the request has one second."""
     for provider in pair:
         provider.reset()
         provider.script(*[Fault("silent")] * 9)
-    slow = {"timeouts": {"connect_s": 30, "first_byte_s": 30, "gap_s": 30, "total_s": 30}}
+    slow = {"timeouts": {"connect_s": 3600, "first_byte_s": 3600, "gap_s": 3600, "total_s": 3600}}
     models = {
         "both": [place("openai", pair[0], **slow), place("anthropic", pair[1], **slow, order=2)],
         "busy": [place("openai", pair[0])],
@@ -288,15 +301,16 @@ async def test_one_deadline_spans_everything(tmp_path: Path, pair: tuple[FaultPr
     async with process(tmp_path, pair[0].base_url, top=top) as running:
         key = await running.mint()
         for is_stream in (False, True):
-            began = time.monotonic()
             answer = await running.chat(key, body("both", stream=is_stream))
-            assert time.monotonic() - began < 15, "half of a single attempt's own time"
             assert answer.status_code in (503, 504)
             assert "upstream_timeout" in answer.text or "took longer" in answer.text or "timed out" in answer.text
-        assert len(pair[0].requests) + len(pair[1].requests) == 2
-        pair[0].reset()
-        pair[0].script(Fault("status", status=429, headers=(("retry-after", "5"),)))
-        answer = await running.chat(key, body("busy"))
+        assert len(pair[0].requests) + len(pair[1].requests) <= 2
+        for _ in range(9):
+            pair[0].reset()
+            pair[0].script(Fault("status", status=429, headers=(("retry-after", "5"),)))
+            answer = await running.chat(key, body("busy"))
+            if pair[0].requests:
+                break  # else the machine stood still for longer than the request had
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "5"), "no wait it cannot afford"
         assert len(pair[0].requests) == 1
         await eventually(lambda: all(seen.closed_at or seen.is_answered for seen in pair[1].requests))

@@ -23,7 +23,7 @@ SECONDS = size("PROMISE_20_SECONDS", 2, full=30)
 """How long the only deployment fails."""
 PAUSE_S = 1.0
 DOWN = Fault("status", status=500)
-TIMEOUTS = {"connect_s": 5, "first_byte_s": 5, "gap_s": 5, "total_s": 10}
+TIMEOUTS = {"connect_s": 60, "first_byte_s": 60, "gap_s": 60, "total_s": 120}
 
 
 def place(dialect: str, provider: FaultProvider, **more: Any) -> dict[str, Any]:
@@ -86,18 +86,15 @@ async def test_one_of_two_is_served_again_one_pause_after_it_healed(
         first.script(*[DOWN] * 3)
         for _ in range(3):
             assert await asks(running, key, "two") == "two#1:anthropic", "the client sees nothing of it"
-        asked = len(first.requests)
-        assert asked == 3
-        for _ in range(20):
-            assert await asks(running, key, "two") == "two#1:anthropic"
-        assert len(first.requests) == asked, "it is left alone"
+        assert len(first.requests) == 3
         paused_at = first.requests[-1].at
-        deadline = time.monotonic() + 20 * PAUSE_S
+        deadline = time.monotonic() + 60
         while await asks(running, key, "two") != "two#0:openai":
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
+        assert len(first.requests) == 4
         again_s = first.requests[-1].at - paused_at
-        assert again_s >= 0.9 * PAUSE_S
+        assert again_s >= 0.9 * PAUSE_S, "it is left alone"
         for _ in range(10):
             assert await asks(running, key, "two") == "two#0:openai"
         measured(20, f"served again {again_s:.2f} s after it failed, with pauses of {PAUSE_S} s")
@@ -116,8 +113,9 @@ async def test_a_trial_is_one_request_however_many_come(
         first.reset()
         first.script(Fault("silent"))
         crowd = [asyncio.create_task(asks(running, key, "two")) for _ in range(40)]
-        await eventually(lambda: sum(task.done() for task in crowd) == 39)
+        await eventually(lambda: sum(task.done() for task in crowd) == 39, 50)
         assert len(first.requests) == 1, "only the trial waits for it"
+        await first.aclose()
         assert await asyncio.gather(*crowd) == ["two#1:anthropic"] * 40, "and it, too, is served by the other"
 
 
@@ -150,7 +148,7 @@ async def test_what_one_process_found_out_the_others_know(
     tmp_path: Path, pair: tuple[FaultProvider, FaultProvider], redis_url: str
 ) -> None:
     first, second = pair
-    config = top(first, second, "two", cooldown_s=60) | {"store": {"redis_url": redis_url}}
+    config = top(first, second, "two", cooldown_s=600) | {"store": {"redis_url": redis_url, "deadline_s": 20}}
     folders = [tmp_path / name for name in ("one", "other")]
     for folder in folders:
         folder.mkdir()
@@ -169,7 +167,7 @@ async def test_what_one_process_found_out_the_others_know(
         async def knows() -> bool:
             return await asks(other, its, "two") == "two#1:anthropic"
 
-        await eventually(knows, 30, lambda: "the other process to know")
+        await eventually(knows, 60, lambda: "the other process to know")
         count = len(first.requests)
         for _ in range(10):
             assert await knows()

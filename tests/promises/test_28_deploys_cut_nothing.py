@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.anyio
 
 STREAMS = size("PROMISE_28_STREAMS", 40, full=200)
 ROLLING = size("PROMISE_28_ROLLING", 20, full=100)
-DRAIN_S = 1.5
+DRAIN_S = 8
+"""Long enough for the slowest machine to see that a gateway leaves, before it takes no connections any more."""
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"authorization": f"Bearer {MASTER}"}
 
@@ -40,7 +42,9 @@ def faults(provider_of_file: FaultProvider) -> FaultProvider:
 
 def one_by_one() -> httpx2.AsyncClient:
     """Each request on a connection of its own, as probes and new callers come."""
-    return httpx2.AsyncClient(timeout=60, trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0))
+    return httpx2.AsyncClient(
+        timeout=60, trust_env=False, verify=False, limits=httpx2.Limits(max_keepalive_connections=0)
+    )
 
 
 async def stream(http: httpx2.AsyncClient, url: str, begun: asyncio.Semaphore | None = None) -> bytes:
@@ -90,7 +94,8 @@ async def test_live_streams_end_whole_and_are_settled(tmp_path: Path, faults: Fa
         running.process.send_signal(signal.SIGTERM)
         told_at = time.monotonic()
         while (status := await is_taken(http, running.url)) == 200:
-            assert time.monotonic() - told_at < 10
+            assert time.monotonic() - told_at < 60
+            await asyncio.sleep(0.01)
         late_ms = 1000 * (time.monotonic() - told_at)
         assert status == 503
         # Whoever has not seen that yet is served, on a connection for this answer only.
@@ -98,7 +103,8 @@ async def test_live_streams_end_whole_and_are_settled(tmp_path: Path, faults: Fa
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         assert (await http.get(f"{running.url}/healthz")).status_code == 200
         while await is_taken(http, running.url) is not None:
-            assert time.monotonic() - told_at < 30
+            assert time.monotonic() - told_at < 60
+            await asyncio.sleep(0.1)
         taken_s = time.monotonic() - told_at
         assert taken_s >= DRAIN_S * 0.9
         assert not any(task.done() for task in streams)
@@ -121,12 +127,11 @@ async def test_slots_and_holds_are_free_for_the_successor(
     tmp_path: Path, faults: FaultProvider, redis_url: str
 ) -> None:
     """Leases would hold them for ten seconds more."""
-    config = {"store": {"redis_url": redis_url}, "server": {"grace_s": 60}}
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    store = {"database_url": f"sqlite:///{tmp_path}/shared.db", "redis_url": redis_url}
-    config["store"] = store
+    store = {"database_url": f"sqlite:///{tmp_path}/shared.db", "redis_url": redis_url, "deadline_s": 20}
+    config = {"store": store, "server": {"grace_s": 60}}
     faults.script(Fault("held", drip_s=0.1))
     async with process(first, faults.base_url, top=config) as running:
         assert running.process is not None
@@ -168,6 +173,20 @@ async def test_an_interrupt_does_not_wait_for_load_balancers(tmp_path: Path, fau
         assert await ended(running) == 0
 
 
+async def test_a_connection_is_idle_for_longer_than_clients_keep_one(tmp_path: Path, faults: FaultProvider) -> None:
+    """Stock clients keep it for five seconds: closed then, it would be closed just as its next request comes."""
+    async with process(tmp_path, faults.base_url) as running:
+        reader, writer = await asyncio.open_connection(*running.address)
+        async with asyncio.timeout(60):
+            for pause_s in (6, 0):
+                writer.write(b"GET /healthz HTTP/1.1\r\nhost: gateway\r\n\r\n")
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+                await reader.readuntil(b"\n")
+                await asyncio.sleep(pause_s)
+        assert not reader.at_eof()
+        writer.close()
+
+
 async def test_idle_probes_make_no_provider_call(tmp_path: Path, faults: FaultProvider) -> None:
     before = faults.connections
     paths = ("/healthz", "/readyz", "/health/liveliness", "/health/liveness", "/health/readiness", "/metrics")
@@ -193,6 +212,9 @@ class Fleet:
                     self.ready[url] = await is_taken(http, url) == 200
                 await asyncio.sleep(every_s)
 
+    def has_no(self, url: str) -> Callable[[], bool]:
+        return lambda: not self.ready[url]
+
     def next(self) -> str:
         ready = [url for url, is_ready in self.ready.items() if is_ready]
         return ready[next(self._turn) % len(ready)]
@@ -201,7 +223,7 @@ class Fleet:
 @contextlib.asynccontextmanager
 async def fleet() -> AsyncIterator[Fleet]:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=200, keepalive_expiry=1)
-    async with httpx2.AsyncClient(timeout=60, trust_env=False, limits=limits) as http:
+    async with httpx2.AsyncClient(timeout=60, trust_env=False, verify=False, limits=limits) as http:
         made = Fleet(http)
         probing = asyncio.create_task(made.probe())
         try:
@@ -212,17 +234,18 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 async def test_a_rolling_restart_of_three_under_streams_loses_no_request(tmp_path: Path, faults: FaultProvider) -> None:
     numbers = itertools.count()
-    config = {"server": {"drain_s": DRAIN_S, "grace_s": 30}}
+    config = {"server": {"drain_s": 600, "grace_s": 60}}
     whole = 0
     is_over = False
-    slow = Fault(drip_s=0.05)
+    slow = Fault(drip_s=0.1)
 
     async with fleet() as service, contextlib.AsyncExitStack() as stack:
 
         async def start() -> Running:
             folder = tmp_path / str(next(numbers))
             folder.mkdir()
-            running = await stack.enter_async_context(process(folder, faults.base_url, top=config))
+            its = process(folder, faults.base_url, top=config, stop=signal.SIGINT)
+            running = await stack.enter_async_context(its)
             service.ready[running.url] = False
             await eventually(lambda: service.ready[running.url], 60)
             return running
@@ -242,6 +265,9 @@ async def test_a_rolling_restart_of_three_under_streams_loses_no_request(tmp_pat
             assert leaving.process is not None
             before = whole
             leaving.process.send_signal(signal.SIGTERM)
+            # As if `drain_s` were just as long as whoever looks after readiness needs.
+            await eventually(service.has_no(leaving.url), 60)
+            leaving.process.send_signal(signal.SIGINT)
             assert await ended(leaving) == 0
             del service.ready[leaving.url]
             assert whole > before
@@ -250,3 +276,41 @@ async def test_a_rolling_restart_of_three_under_streams_loses_no_request(tmp_pat
         await asyncio.gather(*callers)
     assert whole >= ROLLING * 3
     measured(28, f"3 processes replaced under {ROLLING} streams at a time: {whole} whole answers, 0 lost")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the workers' pids from /proc")
+async def test_a_worker_that_takes_anothers_place_meanwhile_is_never_ready(
+    tmp_path: Path, faults: FaultProvider
+) -> None:
+    top = {"server": {"workers": 2, "drain_s": 600, "grace_s": 5}}
+    its = process(tmp_path, faults.base_url, top=top, stop=signal.SIGINT)
+    async with its as running, one_by_one() as http:
+        assert running.process is not None
+        await eventually(lambda: _started(running) == 2, 60)
+        running.process.send_signal(signal.SIGTERM)
+        await eventually(lambda: _has_left(http, running.url), 60)
+        for worker in _workers_of(running.process.pid):
+            os.kill(worker, signal.SIGKILL)
+        seen = set()
+        while _started(running) < 4:  # the parent replaces them one after the other
+            seen.add(await is_taken(http, running.url))
+            assert seen <= {None, 503}
+        assert await _has_left(http, running.url)
+        running.process.send_signal(signal.SIGINT)
+        assert await ended(running) == 0
+
+
+def _started(running: Running) -> int:
+    """How many workers have come up so far."""
+    assert running.output is not None
+    return running.output.read_text(errors="replace").count("Application startup complete")
+
+
+async def _has_left(http: httpx2.AsyncClient, url: str) -> bool:
+    """Ten probes in a row, so of all workers there are."""
+    return [await is_taken(http, url) for _ in range(10)] == [503] * 10
+
+
+def _workers_of(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -38,7 +38,10 @@ from sidecar import (
 from sidecar.asgi import ASGIApp
 from sidecar.config import load_config
 from sidecar.limits.store import open_store
+from sidecar.routing.catalog import Catalog
 from sidecar.simulated import serve
+from sidecar.spend.cost import FREE
+from sidecar.types import Deployment
 from tests.faults.provider import WORDS, Fault, FaultProvider
 from tests.promises.support import Running, body, config_file, eventually, served
 
@@ -170,8 +173,10 @@ def mounted(app: FastAPI, config: Path) -> Gateway | None:
 
 
 def middlewares(app: FastAPI, config: Path) -> Gateway | None:
+    own = Deployment("own", "m", "openai", "m", "http://127.0.0.1", price=FREE)
     policy = AdmissionPolicy(
-        Admission(open_store("memory://"), global_limits=Limits(rpm=1000), global_budgets=[Budget(10**12)])
+        Admission(open_store("memory://"), global_limits=Limits(rpm=1000), global_budgets=[Budget(10**12)]),
+        Catalog([own]),
     )
     app.add_middleware(BudgetMiddleware, policy=policy, applies=LIMITED)
     app.add_middleware(RateLimitMiddleware, policy=policy, applies=LIMITED)
@@ -247,7 +252,7 @@ async def results(app: FastAPI, root_path: str) -> list[Any]:
     found: list[Any] = []
     async with (
         serve(behind(app, root_path)) as url,
-        httpx2.AsyncClient(base_url=url + root_path, trust_env=False) as http,
+        httpx2.AsyncClient(base_url=url + root_path, timeout=60, trust_env=False, verify=False) as http,
     ):
         for method, path, more in CHECKS:
             answer = await http.request(method, path, **more)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
-from sidecar.routing.plan import Failure, Full, Policy, attempts
+from sidecar.routing.candidates import Candidates, Try
+from sidecar.routing.plan import Failure, Full, Policy, attempts, opening
 from sidecar.types import Deployment
 
 
@@ -32,6 +34,9 @@ class Script:
                 return one
         return None
 
+    def has_room(self, deployments: Sequence[Deployment], now: float) -> bool:
+        return not any(self.room_in_s(d, now) for d in deployments if not d.limits.is_empty)
+
     def room_in_s(self, deployment: Deployment, now: float) -> float:
         return self.full.get(deployment.deployment_id, 0.0)
 
@@ -57,12 +62,39 @@ def dialogue(
     takes_s: float = 0.0,
 ) -> list[str]:
     """Names of the deployments tried, `+N` before one that is waited for, at the end `stop` or how long all are full.
-    Waits pass on the clock; each attempt takes `takes_s`."""
+    Waits pass on the clock; each attempt takes `takes_s`. A plan that is made after its first try says the same."""
+    policy, world = policy or Policy(), world or Script()
+    other = deepcopy(world)
+    said = _said(candidates, outcomes, world, policy, draw, takes_s, is_late=False)
+    assert _said(candidates, outcomes, other, policy, draw, takes_s, is_late=True) == said
+    return said
+
+
+def _said(
+    candidates: Sequence[Deployment],
+    outcomes: Sequence[Failure | Full],
+    world: Script,
+    policy: Policy,
+    draw: float,
+    takes_s: float,
+    *,
+    is_late: bool,
+) -> list[str]:
     clock = Clock()
-    plan = attempts(candidates, policy=policy or Policy(), world=world or Script(), now=clock, draw=lambda: draw)
-    said: list[str] = []
-    step = None
-    for outcome in (None, *outcomes):
+    begun, first, said = clock.at, None, list[str]()
+    if is_late:
+        if not isinstance(candidates, Candidates):
+            candidates = Candidates.of(
+                [[d for d in candidates if d.group == g] for g in {d.group: 0 for d in candidates}]
+            )
+        first = opening(candidates, policy=policy, world=world, at=begun, started_at=begun)
+        if first is not None:
+            said.append(first.deployment_id)
+            clock.at += takes_s
+    plan = attempts(candidates, policy=policy, world=world, now=clock, draw=lambda: draw, started_at=begun, first=first)
+    if first is not None:
+        assert next(plan) == Try(first)
+    for outcome in outcomes if first is not None else (None, *outcomes):
         try:
             step = next(plan) if outcome is None else plan.send(outcome)
         except StopIteration as end:

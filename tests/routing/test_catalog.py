@@ -71,6 +71,16 @@ def test_a_wildcard_group_serves_only_whole_names_below_it(name: str) -> None:
     assert found.model == "gpt-4o"
 
 
+@pytest.mark.parametrize("rest", ["..", "../x", "../../v1/files", "a/../../b", "./x", "x/."])
+def test_a_wildcards_model_leads_to_no_other_path_of_the_provider(rest: str) -> None:
+    catalog = Catalog([Deployment(g, g, "gemini", "*", "http://127.0.0.1:9") for g in ("gem/*", "gem-*")])
+    for name in (f"gem/{rest}", f"gem-{rest}"):
+        with pytest.raises(NotFoundError):
+            catalog.candidates(name, ANYBODY)
+    for name in ("gem/a..b", "gem/a/.b", "gem-..."):
+        assert catalog.candidates(name, ANYBODY)
+
+
 def test_the_most_exact_wildcard_serves_and_a_bare_star_the_rest() -> None:
     every = [("all", "*", "*"), ("openai", "openai/*", "*"), ("mini", "openai/gpt-mini-*", "gpt-mini-*")]
     catalog = Catalog([Deployment(i, g, "openai", m, "http://127.0.0.1:9") for i, g, m in every])
@@ -120,6 +130,14 @@ EU, US, PLAIN = deployment("eu", tags=("eu",)), deployment("us", tags=("us", "fa
 )
 def test_a_tag_chooses_among_all_candidates(tags: tuple[str, ...], expected: list[str]) -> None:
     assert names(Candidates.of([[EU, US, PLAIN], [F]]).for_tags(tags)) == expected
+
+
+def test_made_up_tags_find_what_was_found_before_and_are_not_kept() -> None:
+    every = Candidates.of([[EU, US, PLAIN], [F]])
+    assert every.for_tags(("eu", "x")) is every.for_tags(("y", "eu"))
+    for number in range(1000):
+        every.for_tags((f"x{number}", "us"))
+    assert len(every.parts) == 2
 
 
 def test_a_region_is_left_for_no_fallback() -> None:

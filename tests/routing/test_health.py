@@ -83,8 +83,12 @@ def test_a_trial_that_says_nothing_or_never_ends_makes_room_for_the_next() -> No
     health = Health(cooldown_s=5)
     fail(health)
     assert health.probe([A], 105.0) is A
-    health.unknown(A)
+    health.unknown(A, 99.0)
+    assert health.probe([A], 105.05) is None, "one from before the pause was no trial"
+    health.unknown(A, 105.0)
     assert health.probe([A], 105.1) is A
+    health.unknown(A)
+    assert health.probe([A], 105.2) is A
     assert health.probe([A], 106.0) is None
     assert health.probe([A], 166.0) is A
 
@@ -134,3 +138,51 @@ def test_an_answer_to_what_was_sent_before_the_pause_ends_no_pause() -> None:
     assert other.healthy([A], 102.0) == []
     other.succeeded(A, 102.0)
     assert other.healthy([A], 102.0) == [A]
+
+
+def test_what_hung_since_before_the_pause_does_not_undo_a_trial() -> None:
+    health = Health(cooldown_s=5)
+    fail(health)
+    assert health.probe([A], 105.0) is A
+    health.failed(A, "upstream_timeout", 105.2, kind="timeout", started_at=45.2)
+    assert health.cooling(105.3)["a"].until_at == 105.0, "no new pause"
+    assert health.probe([A], 105.3) is None, "the trial is still under way"
+    health.began(A, 105.0)
+    assert health.healthy([A], 105.6) == [A]
+    for number in range(2 * AFTER):
+        health.failed(A, "upstream_timeout", 106.0 + number, kind="timeout", started_at=46.0 + number)
+    assert health.healthy([A], 120.0) == [A], "nor begin another pause"
+    for _ in range(AFTER):
+        health.failed(A, "upstream_timeout", 121.0, kind="timeout", started_at=106.0)
+    assert health.healthy([A], 121.0) == []
+
+
+def test_nor_if_the_trial_was_another_process() -> None:
+    health = Health(cooldown_s=5)
+    health.learn("a", Cooldown(105.0, "told", 100.0))
+    health.learn("a", None)
+    for _ in range(AFTER):
+        health.failed(A, "upstream_timeout", 106.0, kind="timeout", started_at=46.0)
+    assert health.healthy([A], 106.0) == [A]
+
+
+def test_what_a_provider_says_of_itself_counts_whenever_it_was_asked() -> None:
+    health = Health(cooldown_s=5)
+    fail(health)
+    health.failed(A, "rate_limit_exceeded", 101.0, 30.0, kind="rate_limit", started_at=99.0)
+    assert health.cooling(101.0)["a"].until_at == 131.0
+
+
+def test_a_clock_that_is_set_back_locks_nobody_out() -> None:
+    health = Health(cooldown_s=5)
+    fail(health, now=90_000.0)
+    assert health.probe([A, B], 100.0) is A
+    health.began(A, 100.0)
+    assert health.healthy([A], 100.5) == [A]
+    fail(health, now=90_000.0)
+    assert health.probe([A], 90_005.0) is A
+    assert health.probe([A], 200.0) is A, "a trial of then holds nobody off"
+    health.began(A, 90_006.0)
+    for _ in range(AFTER):
+        health.failed(A, "upstream_broken", 300.0, started_at=299.0)
+    assert health.healthy([A], 300.0) == [], "nor does one that passed"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 import pytest
 
-from sidecar.routing.candidates import Candidates
-from sidecar.routing.plan import Failure, Full, Policy
+from sidecar.routing.candidates import Candidates, Try
+from sidecar.routing.plan import SLOW, Failure, Full, Policy, attempts, opening
+from sidecar.routing.router import Here, Router
+from sidecar.routing.strategies import STRATEGIES
 from sidecar.types import Deployment, Limits
-from tests.routing.support import Script, deployment, dialogue
+from tests.routing.support import Clock, Script, deployment, dialogue
 
 RETRY = Failure("server")
 FATAL = Failure("bad_request", is_retryable=False)
@@ -79,10 +82,25 @@ def test_dialogue_about_health_and_room(
     assert dialogue(candidates, outcomes, world=world) == expected
 
 
-def test_the_last_attempt_is_no_trial() -> None:
+def test_the_last_of_several_attempts_is_no_trial() -> None:
+    world = Script(pausing=["c"], due=["c"])
+    assert dialogue([A, B, C], [RETRY], world=world, policy=Policy(retries=1)) == ["a", "b"]
+    assert world.due == ["c"], "nobody took it"
     world = Script(pausing=["b"], due=["b"])
-    assert dialogue([A, B], [], world=world, policy=Policy(retries=0)) == ["a"]
-    assert world.due == ["b"], "nobody took it"
+    assert dialogue([A, C, B], [RETRY], world=world, policy=Policy(retries=1)) == ["b", "a"]
+
+
+def test_without_retries_the_only_attempt_is_the_trial_else_who_paused_would_never_come_back() -> None:
+    world = Script(pausing=["b"], due=["b"])
+    assert dialogue([A, B], [], world=world, policy=Policy(retries=0)) == ["b"]
+
+
+def test_a_request_that_comes_too_late_takes_no_trial() -> None:
+    world, clock = Script(pausing=["b"], due=["b"]), Clock()
+    plan = attempts([A, B], policy=Policy(), world=world, now=clock, draw=lambda: 1.0, started_at=clock.at - 600)
+    with pytest.raises(StopIteration):
+        next(plan)
+    assert world.due == ["b"], "it is the next one's"
 
 
 def test_a_kind_may_be_retried_less_often_than_others() -> None:
@@ -118,3 +136,69 @@ def test_no_attempt_begins_with_next_to_nothing_left_of_the_deadline() -> None:
     policy = Policy(retries=9, deadline_s=10.0)
     assert dialogue([A, B], [RETRY], policy=policy, takes_s=9.95) == ["a", "stop"]
     assert dialogue([A, B], [RETRY], policy=policy, takes_s=9.85) == ["a", "b"]
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_a_plan_made_when_the_first_try_failed_is_the_one_made_before(strategy: str) -> None:
+    opened = 0
+    for seed in range(400):
+        early, _ = steps(seed, strategy, is_late=False)
+        late, is_open = steps(seed, strategy, is_late=True)
+        assert late == early, seed
+        opened += is_open
+    assert 100 < opened < 400, "with and without one that is full"
+
+
+def steps(seed: int, strategy: str, *, is_late: bool) -> tuple[list[object], bool]:
+    """What a plan says to made-up outcomes of made-up deployments, with the numbers drawn; and if it had an opening."""
+    chance, clock = Random(seed), Clock()
+    groups = [
+        [
+            deployment(
+                f"{group}{n}",
+                group,
+                weight=chance.choice([1.0, 1.0, 2.5]),
+                order=chance.choice([1, 1, 2]),
+                limits=Limits(rpm=chance.choice([None, None, 2, 5])),
+            )
+            for n in range(chance.randint(1, 4))
+        ]
+        for group in "gfb"
+    ]
+    candidates = Candidates.of(groups[:2], {"context_window": groups[2:]})
+    router = Router(strategy=strategy)
+    for one in candidates:
+        for _ in range(chance.choice([0, 0, 0, 0, 1, 3])):
+            router.board.started(one, clock.at - 1)
+        if chance.random() < 0.3:
+            router.health.failed(one, "x", clock.at - chance.choice([1, 9]), kind="rate_limit")
+    said: list[object] = []
+
+    def draw() -> float:
+        said.append(drawn := chance.random())
+        return drawn
+
+    policy = Policy(retries=chance.choice([0, 1, 4]), deadline_s=chance.choice([0.0, 3.0, 600.0]))
+    world = Here(router, draw, tokens=10)
+    outcomes = [
+        chance.choice([Failure(), Failure("context_window", is_retryable=False), Failure("quota"), Full(3.0), SLOW])
+        for _ in range(6)
+    ]
+    begun, first = clock.at, None
+    if is_late:
+        first = opening(candidates, policy=policy, world=world, at=begun, started_at=begun)
+    if first is not None:
+        said.append(Try(first))
+        clock.at += 0.5
+    plan = attempts(candidates, policy=policy, world=world, now=clock, draw=draw, started_at=begun, first=first)
+    try:
+        step = next(plan)
+        if first is None:
+            said.append(step)
+            clock.at += 0.5
+        for outcome in outcomes:
+            said.append(plan.send(outcome))
+            clock.at += 0.5
+    except StopIteration as end:
+        said.append(("end", end.value))
+    return said, first is not None

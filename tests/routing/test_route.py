@@ -55,13 +55,20 @@ def models_of(first: FaultProvider, second: FaultProvider) -> list[dict[str, Any
         },
         {"name": "failing", "deployments": [place("openai", first)]},
         {"name": "any/*", "deployments": [place("openai", first, model="*")]},
+        {"name": "vendor/*", "deployments": [place("openai", second, model="of-vendor/*")]},
+        {"name": "anthropic-only", "deployments": [place("anthropic", first)]},
     ]  # fmt: skip
 
 
 ROUTING = {
     "retries": 1,
     "cooldown_s": 0.001,
-    "fallbacks": {"failing": ["mild", "big"]},
+    "fallbacks": {
+        "failing": ["mild", "big"],
+        "small": ["vendor/a"],
+        "any/a": ["any/b"],
+        "anthropic-only": ["mild"],
+    },
     "context_window_fallbacks": {"small": ["big"]},
     "content_policy_fallbacks": {"small": ["mild"]},
     "aliases": {"nick": "big"},
@@ -109,11 +116,12 @@ async def test_a_slot_is_taken_while_an_answer_lasts(
     gateway: Running, first: FaultProvider, second: FaultProvider
 ) -> None:
     key = await gateway.mint()
-    first.script(Fault("ok", drip_s=0.1))
+    first.script(Fault("held", after=2))
     long = asyncio.create_task(gateway.chat(key, body("narrow", stream=True)))
     await eventually(lambda: len(first.requests) == 1)
     others = [await gateway.chat(key, body("narrow")) for _ in range(3)]
     assert {a.headers["x-sidecar-deployment"] for a in others} == {"narrow#1:openai"}
+    first.release()
     assert (await long).headers["x-sidecar-deployment"] == "narrow#0:openai"
 
     async def is_free() -> bool:
@@ -252,3 +260,44 @@ async def test_a_keys_limit_of_a_fallback_model_holds_for_the_fallback(
     assert used == ["mild#0:openai", "mild#0:openai", "big#0:openai", "500"], "its own error, nobody else had room"
     assert (await gateway.chat(key, body("mild"))).status_code == 429, "asked for by name it is the same limit"
     assert len(second.requests) == 3
+
+
+@pytest.mark.parametrize(("asked", "fallback"), [("small", "vendor/a"), ("any/a", "any/b")])
+async def test_it_holds_below_wildcards_whatever_their_providers_call_the_model(
+    asked: str, fallback: str, gateway: Running, first: FaultProvider, second: FaultProvider
+) -> None:
+    key = await gateway.mint(model_rpm_limit={fallback: 1})
+    statuses = []
+    for _ in range(2):
+        first.script(Fault("status", status=500))
+        statuses.append((await gateway.chat(key, body(asked))).status_code)
+        first.reset()
+    second.reset()
+    assert statuses[0] == 200, "the fallback answered"
+    assert (await gateway.chat(key, body(fallback))).status_code == 429, "by name it is the same limit, and used up"
+
+
+async def test_it_holds_where_only_the_fallback_speaks_the_clients_dialect(gateway: Running) -> None:
+    key = await gateway.mint(model_rpm_limit={"mild": 1})
+    headers = {"authorization": f"Bearer {key}"}
+    asked = {"model": "anthropic-only", "input": "hi"}
+    answers = [await gateway.http.post(f"{gateway.url}/v1/responses", headers=headers, json=asked) for _ in range(3)]
+    assert [a.status_code for a in answers] == [200, 429, 429], answers[0].text
+
+
+async def test_such_a_fallback_is_retried_under_that_limit_too(
+    tmp_path: Path, pair: tuple[FaultProvider, FaultProvider], redis_url: str
+) -> None:
+    """Each attempt takes its place under a name of its own."""
+    top = {"models": models_of(*pair), "routing": ROUTING, "store": {"redis_url": redis_url}}
+    async with served(tmp_path, pair[0].base_url, top=top) as gateway:
+        key = await gateway.mint(model_rpm_limit={"mild": 2})
+        headers = {"authorization": f"Bearer {key}"}
+        pair[1].reset()  # of the tests before
+        pair[1].script(Fault("status", status=500))
+        asked = {"model": "anthropic-only", "input": "hi"}
+        answers = [
+            await gateway.http.post(f"{gateway.url}/v1/responses", headers=headers, json=asked) for _ in range(2)
+        ]
+        assert [a.status_code for a in answers] == [200, 429], answers[0].text
+        assert len(pair[1].requests) == 2

@@ -6,12 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
+from math import inf
 from types import SimpleNamespace
 
 import pytest
 
 from sidecar.routing.affinity import at_home, prefix_of
 from sidecar.routing.board import Board
+from sidecar.routing.level import Level
 from sidecar.routing.strategies import STRATEGIES, adaptive, cost, latency, least_busy, throughput, usage, weighted
 from sidecar.spend.prices import price_from_config
 from sidecar.types import Deployment, Limits
@@ -112,6 +114,41 @@ def test_usage_goes_by_headroom_then_by_calls_this_minute() -> None:
     board.started(A, NOW)
     assert usage([A, B], board, NOW, draws(0.0)) is B
     assert usage([A, B], board, NOW + 70, draws(0.0)) is A, "a minute later it is forgotten"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_usage_always_takes_one_of_those_with_the_most_headroom(seed: int) -> None:
+    choose, board, now = random.Random(seed), Board(), NOW
+    caps = [(7, 900, 3), (20, None, 2), (None, 5000, None), (50, 800, 9), (None, None, 1)]
+    many = [deployment(f"d{n}", limits=Limits(rpm=r, tpm=t, concurrency=c)) for n, (r, t, c) in enumerate(caps * 2)]
+    level, others, running = Level(many), Level(many[3:7]), []
+    chosen = Counter[str]()
+    for step in range(600):
+        now += choose.choice((0.0, 0.1, 2.0, 30.0))
+        if step == 300:  # the configuration changed
+            many = [deployment(d.deployment_id, limits=Limits(rpm=11)) for d in many[:8]]
+            level, others = Level(many), Level(many[3:7])
+            board.keep([d.deployment_id for d in many])
+        for some in (level, others):
+            taken = usage(some, board, now, choose.random)
+            shares = {
+                d.deployment_id: max(
+                    live.requests / (d.limits.rpm or inf),
+                    live.tokens / (d.limits.tpm or inf),
+                    live.in_flight / (d.limits.concurrency or inf),
+                )
+                for d in some
+                for live in [board.of(d)]
+            }
+            assert shares[taken.deployment_id] == min(shares.values()), step
+            chosen[taken.deployment_id] += 1
+        if choose.random() < 0.6 or not running:
+            running.append((board.started(taken, now, choose.randrange(300)), choose.randrange(900)))
+        else:
+            live, used = running.pop(choose.randrange(len(running)))
+            failed = choose.choice((True, False, None))
+            board.ended(live, now, took_s=1.0, used=used, reserved=200, failed=failed)
+    assert len(chosen) > 7
 
 
 def test_cost_takes_the_cheapest_and_an_unknown_price_last() -> None:
@@ -262,3 +299,69 @@ def test_one_that_was_outrun_counts_as_twice_as_slow_as_it_was_seen_to_be() -> N
     assert live.wait_s == known, "that is no news"
     board.of(quick).waited(1000.0, 0.1)
     assert adaptive([slow, quick], board, 1002.0, random.Random(1).random) is quick
+
+
+def test_that_all_have_room_is_said_only_if_each_has() -> None:
+    random_, board, now = random.Random(5), Board(), NOW
+    level = Level(
+        [
+            deployment("a", limits=Limits(rpm=30, concurrency=12)),
+            deployment("b", limits=Limits(tpm=2000)),
+            deployment("c"),
+            deployment("d", limits=Limits(rpm=60, tpm=900)),
+        ]
+    )
+    said, running = Counter[bool](), []
+    for _ in range(6000):
+        now += random_.random()
+        tokens = random_.choice([0, 5, 60])
+        rooms = [board.room_in_s(d, tokens, now) == 0 for d in level if not d.limits.is_empty]
+        has_room = board.has_room(level, tokens, now) and not board.is_any_full(level, now)
+        said[has_room] += 1
+        assert all(rooms) or not has_room
+        assert has_room or not all(rooms) or tokens > 0, "only one that was not asked yet may have more than its limit"
+        if random_.random() < 0.4:
+            running.append((board.started(random_.choice(level), now, tokens), tokens))
+        if running and random_.random() < 0.4:
+            live, reserved = running.pop(random_.randrange(len(running)))
+            board.ended(live, now, took_s=1.0, used=random_.choice([0, reserved, 90]), reserved=reserved)
+        if random_.random() < 0.01:
+            board.filled(random_.choice(level[:2]), now + 3)
+    assert min(said.values()) > 500
+
+
+@pytest.mark.parametrize("name", ["adaptive", "latency", "throughput"])
+def test_one_that_never_answered_anything_gets_hardly_a_call_however_quick_it_fails(name: str) -> None:
+    board, draw, now = Board(), random.Random(7).random, 0.0
+    picks: Counter[str] = Counter()
+    for _ in range(600):
+        now += 0.1
+        chosen = STRATEGIES[name]([A, B], board, now, draw)
+        picks[chosen.deployment_id] += 1
+        seen(board, chosen, 0.01 if chosen is A else 0.5, now, failed=chosen is A, output=0 if chosen is A else 10)
+    assert picks["a"] <= 3
+    picks.clear()
+    for _ in range(600):
+        now += 0.1
+        chosen = STRATEGIES[name]([A, B], board, now, draw)
+        picks[chosen.deployment_id] += 1
+        seen(board, chosen, 0.1, now, output=10)
+    assert picks["a"] > 300, "once it answers it is found again within a minute"
+
+
+def test_one_that_does_not_tell_its_tokens_is_not_asked_each_time_for_that() -> None:
+    board = Board()
+    seen(board, A, 1.0)
+    seen(board, B, 1.0, output=10)
+    assert throughput([A, B], board, NOW, draws(0.0)) is B
+
+
+def test_a_clock_that_is_set_back_fills_no_deployment_for_ever() -> None:
+    board, small = Board(), deployment("small", limits=Limits(rpm=1, tpm=100))
+    live = board.started(small, NOW + 90_000, tokens=90)
+    assert board.room_in_s(small, 50, NOW + 90_000) > 0
+    assert board.room_in_s(small, 50, NOW) == 0
+    board.started(small, NOW, tokens=50)
+    board.ended(live, NOW, took_s=1.0, used=10, reserved=90)
+    assert board.room_in_s(small, 50, NOW) > 0
+    assert board.room_in_s(small, 50, NOW + 66) == 0

@@ -34,11 +34,14 @@ pytestmark = pytest.mark.anyio
 
 
 class Clock:
+    """Stands still but for what it is told."""
+
     def __init__(self) -> None:
+        self.began = time.time()
         self.ahead = 0.0
 
     def __call__(self) -> float:
-        return time.time() + self.ahead
+        return self.began + self.ahead
 
 
 class ManyKeys:
@@ -93,7 +96,7 @@ class Stack:
         app = RateLimitMiddleware(app, policy=self.policy, room=self.room)
         self.app = AuthMiddleware(app, keys=ManyKeys(*self.identities))
 
-    async def ask(self, name: str, *, timeout_s: float = 30, leave_after: int | None = None, **headers: str) -> Answer:
+    async def ask(self, name: str, *, timeout_s: float = 120, leave_after: int | None = None, **headers: str) -> Answer:
         headers = {k.replace("_", "-"): v for k, v in headers.items()} | {"authorization": f"Bearer sk-{name}"}
         return await call(self.app, BODY, headers=headers, timeout_s=timeout_s, leave_after=leave_after)
 
@@ -101,7 +104,7 @@ class Stack:
         return asyncio.create_task(self.ask(name, **more))
 
     async def waiting(self, count: int) -> None:
-        await eventually(lambda: self.room.lines.count == count, 10, lambda: f"{count}, not {self.room.lines.count}")
+        await eventually(lambda: self.room.lines.count == count, 60, lambda: f"{count}, not {self.room.lines.count}")
 
     def is_empty(self) -> bool:
         store = self.policy.admission.store
@@ -123,7 +126,7 @@ async def no_tasks_left(anyio_backend: str) -> AsyncIterator[None]:
     def left() -> list[asyncio.Task[Any]]:
         return [task for task in asyncio.all_tasks() - before if "TestRunner" not in repr(task)]
 
-    await eventually(lambda: not left(), 5, lambda: repr(left()))
+    await eventually(lambda: not left(), 60, lambda: repr(left()))
 
 
 async def test_200_calls_at_once_on_a_limit_of_20_at_a_time_are_all_served(no_tasks_left: None) -> None:
@@ -143,7 +146,9 @@ async def test_200_calls_at_once_on_100_a_minute_the_rest_is_served_when_the_min
     stack = Stack(WaitingRoom(size=500, max_wait_s=120), (key("a", limits=Limits(rpm=100)),))
     calls = [stack.begin("a") for _ in range(200)]
     await stack.waiting(100)
-    await asyncio.sleep(0.1)
+    await eventually(lambda: sum(task.done() for task in calls) >= 100)
+    for _ in range(500):
+        await asyncio.sleep(0)
     assert sum(task.done() for task in calls) == 100
     stack.clock.ahead = 61.0
     answers = await asyncio.gather(*calls)
@@ -202,9 +207,9 @@ async def test_without_the_setting_the_header_says_nothing(no_tasks_left: None) 
 
 
 async def test_a_wait_that_would_be_too_long_is_refused_at_once(no_tasks_left: None) -> None:
-    stack = Stack(WaitingRoom(size=100, max_wait_s=5), (key("a", limits=Limits(rpm=1)),))
+    stack = Stack(WaitingRoom(size=100, max_wait_s=50), (key("a", limits=Limits(rpm=1)),))
     assert (await stack.ask("a")).status == 200
-    refused = await stack.ask("a", timeout_s=2)
+    refused = await stack.ask("a", timeout_s=40)
     assert (refused.status, refused.error["code"]) == (429, "requests_limit_exceeded")
     assert int(refused.headers["retry-after"]) > 50
     assert stack.is_empty()
@@ -233,7 +238,7 @@ async def test_the_room_is_bounded_and_a_greedy_key_gives_way(no_tasks_left: Non
     await eventually(lambda: len(stack.speaker.order) == 1)
     greedy = [stack.begin("a") for _ in range(3)]
     await stack.waiting(3)
-    assert (await stack.ask("a", timeout_s=5)).error["code"] == "queue_full"
+    assert (await stack.ask("a", timeout_s=60)).error["code"] == "queue_full"
     other = stack.begin("b")
     await eventually(lambda: any(task.done() for task in greedy))
     assert [task.done() for task in greedy] == [False, False, True]
@@ -321,7 +326,7 @@ async def test_cancelled_at_any_point_nothing_is_left_and_the_line_moves_on(no_t
 
 
 async def test_a_gateway_whose_queue_is_configured(tmp_path: Any, faults: Any) -> None:
-    async with served(tmp_path, faults.base_url, top={"queue": {"size": 50, "max_wait_s": 20}}) as running:
+    async with served(tmp_path, faults.base_url, top={"queue": {"size": 50, "max_wait_s": 100}}) as running:
         own = await running.mint(max_parallel_requests=1)
         answers = await asyncio.gather(*(running.chat(own, body(stream=n % 2 == 0)) for n in range(12)))
         assert {answer.status_code for answer in answers} == {200}
@@ -331,7 +336,7 @@ async def test_a_gateway_whose_queue_is_configured(tmp_path: Any, faults: Any) -
 
 async def test_two_processes_share_the_limit_their_lines_wait_for(tmp_path: Any, faults: Any, redis_url: str) -> None:
     store = {"redis_url": redis_url, "database_url": f"sqlite:///{tmp_path}/shared.db"}
-    top = {"queue": {"size": 50, "max_wait_s": 25}, "store": store}
+    top = {"queue": {"size": 50, "max_wait_s": 100}, "store": store}
     folders = [tmp_path / name for name in ("one", "other")]
     for folder in folders:
         folder.mkdir()
@@ -351,8 +356,8 @@ async def test_the_requests_own_deadline_ends_a_wait(tmp_path: Any, faults: Any)
         faults.script(Fault("held", after=2))
         held = asyncio.create_task(running.chat(own, body(stream=True)))
         await eventually(lambda: len(faults.requests) == 1)
-        async with asyncio.timeout(10):
-            late = await running.chat(own, body(), headers={"x-sidecar-timeout": "1.5"})
+        async with asyncio.timeout(60):
+            late = await running.chat(own, body(), headers={"x-sidecar-timeout": "4"})
         assert (late.status_code, late.headers["x-sidecar-queue"]) == (429, "1")
         faults.release()
         assert (await held).status_code == 200

@@ -15,7 +15,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -26,9 +25,13 @@ from typing import Any
 
 import pytest
 
+from tests.servers.ports import free_port
+
 _numbers = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+COPIED = "" if os.environ.get("TEST_POSTGRES_URL") else " STRATEGY FILE_COPY"
+"""Half the CPU of a new database; servers before PostgreSQL 15 do not know it."""
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +54,17 @@ def postgres_server() -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
     """URL of an empty database of this test's own, as a user would write it."""
+    with fresh_database(postgres_server) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def fresh_database(server: str, template: str = "template1") -> Iterator[str]:
+    """URL of a copy of that one, dropped afterwards."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    _execute(postgres_server, f"CREATE DATABASE {name}")
-    yield f"{postgres_server}/{name}"
-    _execute(postgres_server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}{COPIED}")
+    yield f"{server}/{name}"
+    _execute(server, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -94,7 +104,7 @@ def server(folder: Path, *, max_connections: int = 200) -> Iterator[str]:
         **options,
     )
     assert made.returncode == 0, made.stderr
-    port = _free_port()
+    port = free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -112,7 +122,7 @@ def server(folder: Path, *, max_connections: int = 200) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -134,15 +144,8 @@ def _programs(folder: Path, *, is_for_nobody: bool) -> Path:
     return package / "pginstall" / "bin"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             _execute(url, "SELECT 1")
@@ -158,7 +161,7 @@ def _execute(server: str, statement: str) -> None:
     import asyncpg
 
     async def run() -> None:
-        connection = await asyncpg.connect(f"{server}/postgres", timeout=10)
+        connection = await asyncpg.connect(f"{server}/postgres", timeout=60)
         try:
             await connection.execute(statement)
         finally:

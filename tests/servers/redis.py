@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.ports import free_port
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 
@@ -33,7 +35,7 @@ class LocalServer:
         self._program = program
         self._folder = folder
         self._options = options
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -56,7 +58,7 @@ class LocalServer:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=before_exec, cwd=self._folder,
                 env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"},
             )  # fmt: skip
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 120
         while not _answers(self.port):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"{self._program.name} did not start:\n{(self._folder / 'log').read_text()}")
@@ -106,10 +108,17 @@ def _start(_server_folder: Path, _programs: Callable[[str], Path]) -> Iterator[C
     def start(kind: str, *options: str) -> LocalServer:
         folder = Path(tempfile.mkdtemp(dir=_server_folder))
         folder.chmod(0o777)
-        server = LocalServer(_programs(kind), folder, options)
-        servers.append(server)
-        server.start()
-        return server
+        for _ in range(3):
+            server = LocalServer(_programs(kind), folder, options)
+            servers.append(server)
+            try:
+                server.start()
+            except AssertionError as error:  # another process was quicker to take the port
+                if "in use" not in str(error):
+                    raise
+            else:
+                return server
+        raise AssertionError("no port is free")
 
     yield start
     for server in servers:
@@ -168,7 +177,7 @@ def start_redis(_start: Callable[..., LocalServer]) -> Iterator[Callable[..., Lo
 def _emptied(url: str) -> str:
     from redis import Redis
 
-    with Redis.from_url(url, socket_timeout=10) as client:
+    with Redis.from_url(url, socket_timeout=60) as client:
         client.flushdb()
     return url
 
@@ -196,15 +205,8 @@ def program(kind: str, folder: Path) -> Path:
 
 def _answers(port: int) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -28,7 +28,9 @@ async def killed(folder: Path, url: str, name: str, durability: str, after_lines
     assert process.stdout is not None
     first = b""
     while first.count(b"\n") < after_lines:
-        first += await process.stdout.readline()
+        line = await process.stdout.readline()
+        assert line, "it ended by itself"
+        first += line
     process.kill()
     lines = (first + await process.stdout.read()).decode().splitlines()
     await process.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,8 +17,10 @@ import pytest
 from sidecar.errors import UnavailableError
 from sidecar.spend.journal import Journal
 from sidecar.spend.recorder import Recorder
+from sidecar.spend.rows import COLUMNS, head_of, micros
+from sidecar.spend.segments import LINE_ROWS
 from sidecar.types import SpendRecord, Usage
-from tests.spend.rows import MemoryLedger, exchange_id, held, row
+from tests.spend.rows import AT, MemoryLedger, exchange_id, held, row
 
 pytestmark = pytest.mark.anyio
 DURABILITIES = ("process", "disk")
@@ -36,15 +39,21 @@ def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.seg"))
 
 
+def make_unreadable(path: Path) -> None:
+    """For root, too."""
+    path.unlink()
+    path.mkdir()
+
+
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
 
-async def died(folder: Path, *records: tuple[str, SpendRecord]) -> None:
+async def died(folder: Path, *records: tuple[str, SpendRecord], owner: str | None = None) -> None:
     """Leave in `folder` what a process that wrote these intents ("I") and records ("R") and was killed leaves."""
-    journal = Journal(folder)
+    journal = Journal(folder) if owner is None else Journal(folder, owner=lambda: owner)
     for letter, record in records:
         await (journal.intent if letter == "I" else journal.record)(record)
     os.close(journal._lock)
@@ -151,6 +160,47 @@ async def test_an_adopter_that_dies_is_itself_followed(tmp_path: Path) -> None:
     await second.flush()
     assert ledger.records == [row(1), held(row(2))]
     await second.aclose()
+
+
+@pytest.mark.parametrize("what", ["lock", "segment"])
+async def test_a_dead_process_whose_files_cannot_be_read_keeps_nobody_from_the_others(
+    tmp_path: Path, what: str
+) -> None:
+    owners = iter(["a" * 32, "b" * 32, "c" * 32])
+    for number in range(3):
+        await died(tmp_path, ("R", row(number)), owner=next(owners))
+    make_unreadable(
+        next(path for path in segments(tmp_path) if path.name[0] == "b")
+        if what == "segment"
+        else tmp_path / f"{'b' * 32}.lock"
+    )
+    ledger = MemoryLedger()
+    heir = recorder(tmp_path, ledger)
+    if what == "segment":
+        with pytest.raises(UnavailableError, match="cannot be read"):
+            await heir.flush()
+    else:
+        await heir.flush()
+    assert ledger.records == [row(0), row(2)]
+    assert [name[0] for name in files(tmp_path)] == ["b", "b"]
+    await heir.aclose()
+
+
+async def test_a_segment_that_cannot_be_read_does_not_keep_a_process_from_closing(tmp_path: Path) -> None:
+    sink, ledger = SlowSink(), MemoryLedger()
+    sink.gate.set()
+    rows = Recorder(Journal(tmp_path), ledger, sinks=[sink], interval_s=3600, adopt_s=3600)
+    ledger.is_down = True
+    await rows.record(row(1))
+    with pytest.raises(UnavailableError):
+        await rows.flush()
+    ledger.is_down = False
+    make_unreadable(segments(tmp_path)[0])
+    await rows.aclose()
+    assert sink.is_closed
+    heir = Journal(tmp_path)
+    assert len(heir.adopt(set())) == 1, "its lock is free"
+    await heir.aclose()
 
 
 async def test_a_torn_last_line_is_as_if_never_written_and_a_damaged_one_is_kept_aside(tmp_path: Path) -> None:
@@ -266,35 +316,12 @@ async def test_a_journal_folder_that_cannot_be_made_is_a_503_until_it_can(tmp_pa
     await rows.aclose()
 
 
-async def test_a_failed_sync_refuses_whoever_waited_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = MemoryLedger()
-    rows = recorder(tmp_path, ledger, durability="disk")
-    await rows.intent(held(row(1), 111))
-    real = os.fdatasync
-
-    def fail(fd: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fdatasync", fail)
-    with pytest.raises(UnavailableError):
-        await rows.intent(held(row(2)))
-    with pytest.raises(UnavailableError):
-        await rows.record(row(1))
-    monkeypatch.setattr(os, "fdatasync", real)
-    await rows.intent(held(row(3), 333))
-    await rows.aclose()
-    heir = recorder(tmp_path, ledger)
-    await heir.flush()
-    assert ledger.records == [row(1), held(row(3), 333)]
-    await heir.aclose()
-
-
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 async def test_a_cancelled_intent_is_as_if_never_asked_and_hurts_nobody_else(tmp_path: Path, turns: int) -> None:
     ledger = MemoryLedger()
     rows = recorder(tmp_path, ledger)
-    leaving = asyncio.create_task(rows.intent(held(row(1))))
-    staying = asyncio.create_task(rows.intent(held(row(2), 222)))
+    leaving = asyncio.ensure_future(rows.intent(held(row(1))))
+    staying = asyncio.ensure_future(rows.intent(held(row(2), 222)))
     for _ in range(turns):
         await asyncio.sleep(0)
     leaving.cancel()
@@ -392,11 +419,128 @@ async def test_what_a_dead_process_left_settles_its_holds(tmp_path: Path) -> Non
     await heir.aclose()
 
 
+async def test_a_damaged_row_costs_none_of_those_written_with_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    await asyncio.gather(*(journal.record(row(n)) for n in range(3)), *(journal.intent(held(row(n))) for n in (3, 4)))
+    os.close(journal._lock)
+    os.close(journal._fd)
+    (segment,) = segments(tmp_path)
+    data = segment.read_bytes()
+    assert data.count(b"\n") == 2, "a line for each kind"
+    for number in (1, 3):
+        data = data.replace(b'["%s",1,' % exchange_id(number).encode(), b'["%s",true,' % exchange_id(number).encode())
+    segment.write_bytes(data)
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    await rows.flush()
+    assert ledger.records == [row(0), row(2), held(row(4))]
+    await rows.aclose()
+    assert [name.rpartition(".")[2] for name in files(tmp_path)] == ["damaged"]
+
+
+async def test_segments_of_another_format_are_left_to_who_reads_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await died(tmp_path, ("R", row(1)))
+    (segment,) = segments(tmp_path)
+    foreign = tmp_path / segment.name.replace(".v1.", ".v987.")
+    segment.rename(foreign)
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    for _ in range(2):
+        await rows.flush()
+    assert [message for message in caplog.messages if "v987" in message] == [
+        "journal segments of format v987 wait for a gateway that reads it; this one reads v1"
+    ]
+    assert ledger.records == []
+    foreign.rename(segment)
+    await rows.flush()
+    assert ledger.records == [row(1)]
+    await rows.aclose()
+    assert files(tmp_path) == []
+
+
+async def test_whoever_resumes_before_the_write_waits_for_it(tmp_path: Path) -> None:
+    """Other loops may have another order; here nobody but the test resumes them."""
+    journal = Journal(tmp_path)
+    intent = journal.intent(held(row(1)))
+    record = journal.record(row(2))
+    for step in (intent, record):
+        step.send(None)  # type: ignore[attr-defined]
+        assert isinstance(step.send(None), asyncio.Future), "not written: it must wait"  # type: ignore[attr-defined]
+    assert segments(tmp_path) == []
+    await asyncio.sleep(0)
+    assert len(segments(tmp_path)) == 1
+    for step in (intent, record):
+        with pytest.raises(StopIteration):
+            step.send(None)  # type: ignore[attr-defined]
+    await journal.aclose()
+
+
+async def test_an_intent_cancelled_before_its_write_is_withdrawn_after_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    leaving = journal.intent(held(row(1)))
+    leaving.send(None)  # type: ignore[attr-defined]
+    with pytest.raises(asyncio.CancelledError):
+        leaving.throw(asyncio.CancelledError())  # type: ignore[attr-defined]
+    await journal.intent(held(row(2), 222))
+    assert journal.open_intents == 1
+    await journal.aclose()
+    ledger = MemoryLedger()
+    heir = recorder(tmp_path, ledger)
+    await heir.flush()
+    assert ledger.records == [held(row(2), 222)]
+    await heir.aclose()
+
+
+async def test_a_row_nothing_can_encode_is_refused_alone(tmp_path: Path) -> None:
+    ledger = MemoryLedger()
+    rows = recorder(tmp_path, ledger)
+    results = await asyncio.gather(
+        rows.intent(held(row(1))),
+        rows.intent(held(row(2, model=object()))),
+        rows.record(row(3, model=object())),
+        rows.record(row(4)),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [type(None), TypeError, TypeError, type(None)]
+    assert rows._journal.open_intents == 1
+    await rows.record(row(1))
+    await rows.flush()
+    assert ledger.records == [row(1), row(4)]
+    await rows.aclose()
+    assert files(tmp_path) == []
+
+
+async def test_more_rows_than_a_line_holds_are_several_lines_of_one_write(tmp_path: Path) -> None:
+    count = 2 * LINE_ROWS + 1
+    journal = Journal(tmp_path)
+    await asyncio.gather(*(journal.intent(held(row(n))) for n in range(count)))
+    await asyncio.gather(*(journal.record(row(n)) for n in range(0, count, 2)))
+    (segment,) = segments(tmp_path)
+    letters = [line[:1] for line in segment.read_bytes().splitlines()]
+    assert letters == [b"I"] * 3 + [b"R"] * 2
+    await journal.aclose()
+    ledger = MemoryLedger()
+    heir = recorder(tmp_path, ledger)
+    await heir.flush()
+    assert ledger.records == [held(row(n)) if n % 2 else row(n) for n in range(count)]
+    await heir.aclose()
+
+
+@pytest.mark.parametrize("at", [0.0, 1e-9, 0.1, AT, AT + 0.0000005, 1760000000.123457, 4.6e9 + 0.3, 1e12, -5.25, 1e300])
+def test_an_instant_is_journalled_as_the_last_microsecond_not_after_it(at: float) -> None:
+    rng = random.Random(at)
+    moments = [at, *(at + rng.random() for _ in range(200))]
+    assert [head_of(row(at=moment))[21] for moment in moments] == [micros(moment) for moment in moments]
+    assert COLUMNS[21] == "at"
+
+
 class SlowSink:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.records: list[SpendRecord] = []
-        self.is_broken = False
+        self.is_broken = self.is_closed = False
 
     async def write(self, records: Any) -> None:
         await self.gate.wait()
@@ -405,7 +549,7 @@ class SlowSink:
         self.records += records
 
     async def aclose(self) -> None:
-        pass
+        self.is_closed = True
 
 
 async def test_a_slow_sink_delays_nothing_and_a_broken_one_is_counted(tmp_path: Path) -> None:
@@ -422,6 +566,19 @@ async def test_a_slow_sink_delays_nothing_and_a_broken_one_is_counted(tmp_path: 
     await rows.aclose()
     assert sum(rows.dropped_by_sink().values()) + len(sink.records) == 21
     assert len(ledger.rows) == 21
+
+
+async def test_sinks_hear_that_the_row_of_a_silence_is_taken_back(tmp_path: Path) -> None:
+    sink = SlowSink()
+    sink.gate.set()
+    rows = Recorder(Journal(tmp_path), MemoryLedger(), sinks=[sink], interval_s=3600, adopt_s=3600)
+    await rows.silent(held(row(1), 100))
+    await rows.flush()
+    for _ in range(2):
+        await rows.heard(row(1))
+    await rows.aclose()
+    told = [(record.attempt, record.revision, record.cost_nano) for record in sink.records]
+    assert told == [(0, 0, 100), (0, 1, -100)]
 
 
 def test_importing_the_recorder_imports_no_database() -> None:

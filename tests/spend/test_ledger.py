@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -142,8 +143,10 @@ async def test_a_cursor_that_is_not_ours_is_refused(cursor: str, tmp_path_factor
     await database.aclose()
 
 
-async def test_a_database_without_tables_or_without_a_server_is_unavailable(database_url: str) -> None:
-    for url in (database_url, "postgresql://nobody@127.0.0.1:1/none"):
+async def test_a_database_without_tables_or_without_a_server_is_unavailable(
+    bare_postgres_url: str, tmp_path: Path
+) -> None:
+    for url in (bare_postgres_url, f"sqlite:///{tmp_path}/bare.db", "postgresql://nobody@127.0.0.1:1/none"):
         database = Database(url)
         ledger = Ledger(database)
         with pytest.raises(UnavailableError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from sidecar.db import Database, migrate
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.prompts import QUEUE, Prompt, Prompts, find, insert, prompt_of
+from sidecar.spend.retention import forget_prompts
 from tests.faults.provider import FaultProvider
 from tests.promises.support import MASTER, Running, body, served
 from tests.spend.rows import exchange_id
@@ -29,13 +31,19 @@ def prompt(number: int, at: float = NOW, **changes: Any) -> Prompt:
     return Prompt(**(fields | changes))  # type: ignore[arg-type]
 
 
+def hourly(number: int, **changes: Any) -> Prompt:
+    """Of so many hours ago, as its id says."""
+    at = NOW - number * 3600
+    return prompt(number, at=at, **({"exchange_id": exchange_id(0, at)} | changes))
+
+
 def asked(stream: bool = False) -> dict[str, Any]:
     return body(stream=stream) | {"messages": [{"role": "user", "content": SECRET}]}
 
 
 async def stored(gateway: Running, exchange: str) -> dict[str, Any]:
     """What the management API shows, once it is there."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             answer = await gateway.http.get(f"{gateway.url}/spend/prompts/{exchange}", headers=ADMIN)
             if answer.status_code == 200:
@@ -47,6 +55,14 @@ async def stored(gateway: Running, exchange: str) -> dict[str, Any]:
 
 def written_in(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+async def test_an_id_that_no_database_holds_has_no_prompt(database_url: str) -> None:
+    await migrate(database_url)
+    database = Database(database_url)
+    for name in ("a\0b", "\ud800"):
+        assert await find(database, name) is None
+    await database.aclose()
 
 
 def test_texts_are_cut_at_the_bound_and_hold_what_a_database_holds() -> None:
@@ -62,17 +78,61 @@ async def test_rows_are_written_once_and_forgotten_after_their_days(database_url
     database = Database(database_url, clock=lambda: NOW)
     prompts = Prompts(database, max_bytes=100)
     for number in range(250):
-        prompts.offer(prompt(number, at=NOW - number * 3600))
+        prompts.offer(hourly(number))
     await prompts.flush()
-    await insert(database, [prompt(0, answer="another")])
-    assert await find(database, exchange_id(0)) == prompt(0)
+    await insert(database, [hourly(0, answer="another")])
+    assert await find(database, hourly(0).exchange_id) == hourly(0)
     assert await find(database, exchange_id(999)) is None
     await Ledger(database, prompt_days=5).maintain()
-    assert await find(database, exchange_id(5 * 24)) is not None
-    assert await find(database, exchange_id(5 * 24 + 1)) is None
+    assert await find(database, hourly(5 * 24).exchange_id) is not None
+    assert await find(database, hourly(5 * 24 + 1).exchange_id) is None  # no day's table was there: deleted to the hour
     await Ledger(database).maintain()
-    assert await find(database, exchange_id(1)) is not None
+    assert await find(database, hourly(1).exchange_id) is not None
     await prompts.aclose()
+    await database.aclose()
+
+
+async def tables(database: Database) -> list[str]:
+    query = "SELECT relname FROM pg_class WHERE relname ~ '^prompts_[0-9]' AND relkind = 'r' ORDER BY 1"
+    async with database.engine.connect() as connection:
+        return list((await connection.exec_driver_sql(query)).scalars())
+
+
+async def test_days_are_dropped_whole_on_postgresql(postgres_url: str) -> None:
+    """A day's table goes when all of it is older than the retention, and no earlier."""
+    start = NOW - 6 * 86_400
+    now = [start]
+    database = Database(postgres_url, clock=lambda: now[0])
+    await database.migrate()
+    made = await tables(database)
+    assert len(made) == 8
+    assert made[0] == f"prompts_{time.strftime('%Y%m%d', time.gmtime(start))}"
+    await insert(database, [hourly(number) for number in range(6 * 24)])
+    ledger = Ledger(database, prompt_days=2)
+    now[0] = NOW
+    await asyncio.gather(*(ledger.maintain() for _ in range(3)))
+    left = await tables(database)
+    assert left[0] == f"prompts_{time.strftime('%Y%m%d', time.gmtime(NOW - 2 * 86_400))}"
+    assert made[:4] == [name for name in made if name not in left]
+    for number in range(6 * 24):
+        is_kept = (await find(database, hourly(number).exchange_id)) is not None
+        assert is_kept == (hourly(number).at // 86_400 >= (NOW - 2 * 86_400) // 86_400), number
+    async with database.engine.connect() as connection:
+        in_default = await connection.exec_driver_sql("SELECT count(*) FROM prompts_default")
+        assert in_default.scalar() == 0
+    await database.aclose()
+
+
+async def test_a_reader_of_prompts_puts_the_dropping_off(postgres_url: str) -> None:
+    now = [NOW - 10 * 86_400]
+    database = Database(postgres_url, clock=lambda: now[0])
+    await database.migrate()
+    now[0] = NOW
+    async with database.engine.connect() as reader:
+        await reader.exec_driver_sql("SELECT count(*) FROM prompts")  # its transaction stays open
+        assert await forget_prompts(database, now=NOW, days=8) == 0
+        await insert(database, [prompt(1)])
+    assert await forget_prompts(database, now=NOW, days=8) == 2
     await database.aclose()
 
 

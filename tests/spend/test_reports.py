@@ -85,6 +85,7 @@ async def test_pages_of_a_report_meet_and_its_total_is_of_all(ledger: Ledger) ->
     assert [line.names[0] for line in lines] == [f"m{n}" for n in reversed(range(7))]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("by", "where"),
     [([], {}), (["nothing"], {}), (["key", "team"], {}), (["key"], {"user": "x"}), (["day", "day"], {}),
@@ -105,6 +106,21 @@ async def test_whole_days_are_read_from_the_daily_totals_alone(ledger: Ledger) -
         assert "ix_spend" not in days
         parts = await plan(ledger, by=by, since_at=MIDNIGHT + 1, until_at=MIDNIGHT + 86_400)
         assert parts != days
+
+
+@pytest.mark.parametrize("by", ["key", "user", "member", "end_user"])
+async def test_many_names_are_read_from_totals_that_are_not_split_by_model(ledger: Ledger, by: str) -> None:
+    await ledger.insert(company(3, 80))
+    whole = await plan(ledger, by=[by, "day"])
+    split = await plan(ledger, by=[by, "model"])
+    assert "spend_daily_whole" in whole
+    assert "spend_daily_whole" not in split
+    for window in ({}, {"since_at": MIDNIGHT - 40_000, "until_at": MIDNIGHT + 100_000}):
+        lines = (await report(ledger, by=[by], **window)).lines
+        found: dict[str, int] = {}
+        for line in (await report(ledger, by=[by, "model", "provider"], **window)).lines:
+            found[line.names[0]] = found.get(line.names[0], 0) + line.sums.cost_nano
+        assert {line.names[0]: line.sums.cost_nano for line in lines} == found
 
 
 async def test_keys_have_their_names(ledger: Ledger) -> None:
@@ -171,7 +187,8 @@ def test_one_model_has_one_name() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "a,b\n1,2\n", ANTHROPIC_COST.replace("1.50,", "much,"), ANTHROPIC_COST.replace("2027-01-15", "yesterday"),
-     ANTHROPIC_COST.splitlines()[0], OPENAI_COST.replace("usd", "eur")],
+     ANTHROPIC_COST.splitlines()[0], OPENAI_COST.replace("usd", "eur"), "x" * 200_000 + ",b\n1,2\n",
+     ANTHROPIC_COST + "x" * 200_000, *(ANTHROPIC_COST.replace("1.50,", f"{huge},") for huge in ("1e999999999", "NaN"))],
 )  # fmt: skip
 def test_a_file_that_is_no_export_is_refused(text: str) -> None:
     with pytest.raises(BadRequestError, match="file"):
@@ -196,7 +213,18 @@ async def test_an_export_beside_the_ledger_shows_delta_and_error_bar(ledger: Led
     assert (first.model, first.delta, first.is_explained) == ("claude-sonnet-4-5", 1_000_000_000, False)
     assert (second.model, second.delta, second.uncertain) == ("claude-haiku-4-5", -50_000_000, 310_000_000)
     assert second.is_explained
+    assert first.uncertain == 5_000_000, "a line of `3` among cents is 3.00"
     assert (third.model, third.unpriced) == ("new", 1)
+
+
+async def test_an_export_is_of_one_account_and_so_may_be_the_rows_beside_it(ledger: Ledger) -> None:
+    ours = row(0, provider="anthropic", model="claude-sonnet-4-5", group="claude", at=MIDNIGHT, cost_nano=4_750_000_000)
+    await ledger.insert([ours, row(1, provider="anthropic", group="own-server", at=MIDNIGHT, cost_nano=7)])
+    whole = await reconcile(ledger, read_invoice(ANTHROPIC_COST))
+    account = await reconcile(ledger, read_invoice(ANTHROPIC_COST), {"group": "claude"})
+    assert (whole[0].delta, account[0].delta) == (-7, 0)
+    other = await reconcile(ledger, read_invoice(ANTHROPIC_COST), {"provider": "openai", "group": "claude"})
+    assert other[0].recorded == 4_750_000_000  # the export says whose it is
 
 
 async def test_tokens_are_compared_class_by_class(ledger: Ledger) -> None:

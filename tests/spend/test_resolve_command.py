@@ -27,7 +27,7 @@ async def spent(database_url: str, redis_url: str) -> None:
     async def seed(windows: object) -> dict[str, int]:
         return {}
 
-    admission = Admission(open_store(redis_url, deadline_s=5), seed=seed)
+    admission = Admission(open_store(redis_url, deadline_s=30), seed=seed)
     grant = await admission.acquire(
         exchange_id(1), Identity(key_hash="k" * 64, budgets=(Budget(100 * USD, "1d"),)), "m", tokens=0, hold_nano=USD
     )

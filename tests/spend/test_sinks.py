@@ -10,21 +10,30 @@ import hashlib
 import hmac
 import io
 import json
+import select
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
 from sidecar.spend.sinks import open_sink
 from sidecar.spend.sinks.base import Outlet
-from sidecar.spend.sinks.delivery import Delivery, DeliveryError
+from sidecar.spend.sinks.delivery import MAX_ANSWER, Delivery, DeliveryError
 from sidecar.spend.sinks.jsonl import JsonlSink
 from sidecar.spend.sinks.log import LogSink
-from sidecar.spend.sinks.otlp import OtlpSink, request_of
+from sidecar.spend.sinks.otlp import OtlpSink, rejected_of, request_of
 from sidecar.spend.sinks.payload import encoded_payload, payload_of
+from sidecar.spend.sinks.protobuf import bytes_field
+from sidecar.spend.sinks.receivers import RECEIVERS
 from sidecar.spend.sinks.webhook import WebhookSink
 from sidecar.types import Secret, SpendRecord, Usage
 
@@ -53,6 +62,7 @@ class Receiver:
     url: str = ""
     seen: list[Received] = field(default_factory=list)
     answers: list[tuple[int, str]] = field(default_factory=list)
+    says: bytes = b""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,7 +74,8 @@ class Receiver:
                 self.seen.append(Received(head[0].split(" ")[1], headers, body))
                 await self.gate.wait()
                 status, more = self.answers.pop(0) if self.answers else (200, "")
-                writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\n{more}\r\n".encode())
+                head_of_answer = f"HTTP/1.1 {status} X\r\ncontent-length: {len(self.says)}\r\n{more}\r\n"
+                writer.write(head_of_answer.encode() + self.says)
                 await writer.drain()
         writer.close()
 
@@ -81,7 +92,9 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 def quick(url: str, **more: Any) -> Delivery:
-    return Delivery(url, {"authorization": Secret("Bearer canary-credential")}, pause_s=0.001, **more)
+    return Delivery(
+        url, {"authorization": Secret("Bearer canary-credential")}, pause_s=0.001, **{"timeout_s": 60} | more
+    )
 
 
 def test_the_payload_is_version_1_and_money_is_exact() -> None:
@@ -115,6 +128,24 @@ async def test_the_log_gets_one_line_a_record() -> None:
     assert [json.loads(line)["exchange_id"] for line in out.getvalue().splitlines()] == [RECORD.exchange_id] * 2
 
 
+async def test_lines_of_workers_that_share_a_pipe_do_not_mix() -> None:
+    """A pipe keeps a write whole up to PIPE_BUF."""
+    written: list[bytes] = []
+
+    class Pipe(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            written.append(bytes(data))
+            return len(written[-1])
+
+    await LogSink(io.BufferedWriter(Pipe())).write([RECORD] * 100)
+    assert sum(piece.count(b"\n") for piece in written) == 100
+    assert all(piece.endswith(b"\n") and len(piece) <= select.PIPE_BUF for piece in written)
+    assert len(written) < 50
+
+
 async def test_a_webhook_batch_is_signed_and_verifies(receiver: Receiver) -> None:
     key = b"0123456789abcdef01234567"
     sink = WebhookSink(
@@ -136,10 +167,10 @@ async def test_a_webhook_batch_is_signed_and_verifies(receiver: Receiver) -> Non
 
 
 async def test_what_may_come_again_is_tried_again_as_the_same_batch(receiver: Receiver) -> None:
-    receiver.answers = [(503, ""), (429, "retry-after: 0\r\n"), (200, "")]
+    receiver.answers = [(503, ""), (429, "retry-after: 0\r\n"), (503, "retry-after: ²\r\n"), (200, "")]
     sink = WebhookSink("", delivery=quick(receiver.url))
     await sink.write([RECORD])
-    assert len(receiver.seen) == 3
+    assert len(receiver.seen) == 4
     assert len({got.headers["webhook-id"] for got in receiver.seen}) == 1
     assert "webhook-signature" not in receiver.seen[0].headers
     await sink.aclose()
@@ -164,12 +195,47 @@ async def test_nobody_there_is_given_up_after_the_last_attempt() -> None:
     await sink.aclose()
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+async def test_an_answer_that_never_ends_is_read_no_further_than_needed(pause_s: float) -> None:
+    """A hundred megabytes in a row, or a byte now and then."""
+    sent = 0
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        piece = b"x" if pause_s else b"x" * 65536
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n")
+            while sent < 100_000_000:
+                writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                await writer.drain()
+                sent += len(piece)
+                await asyncio.sleep(pause_s)
+        ended.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    delivery = quick(url, attempts=1, timeout_s=0.5 if pause_s else 60)
+    async with asyncio.timeout(100):
+        if pause_s:
+            with pytest.raises(DeliveryError, match="TimeoutError"):
+                await delivery.send(b"{}", {})
+        else:
+            assert await delivery.send(b"{}", {}) == ("", b"x" * MAX_ANSWER)
+        await delivery.aclose()
+        await ended.wait()
+    assert sent < 50_000_000
+    server.close()
+
+
 async def test_a_sink_that_hangs_bounds_its_queue_and_counts_what_it_drops(receiver: Receiver) -> None:
     receiver.gate.clear()
     outlet = Outlet(WebhookSink("", delivery=quick(receiver.url)), size=100)
     for number in range(1000):
         outlet.offer(replace(RECORD, attempt=number))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not receiver.seen:
             await asyncio.sleep(0.001)
     for number in range(1000):
@@ -183,12 +249,14 @@ async def test_a_sink_that_hangs_bounds_its_queue_and_counts_what_it_drops(recei
 async def test_otlp_spans_are_what_opentelemetry_reads(receiver: Receiver) -> None:
     sink = OtlpSink("", delivery=quick(receiver.url + "/v1/traces"))
     failed = replace(RECORD, attempt=2, outcome="provider_error", http_status=500, usage=Usage(), first_byte_ms=None)
-    await sink.write([RECORD, failed, replace(RECORD, revision=1)])
+    await sink.write([RECORD, replace(failed, began_at=RECORD.at + 2), replace(RECORD, revision=1)])
+    await sink.write([replace(RECORD, revision=1)])
     await sink.aclose()
     (got,) = receiver.seen
     assert got.headers["content-type"] == "application/x-protobuf"
     assert got.headers["authorization"] == "Bearer canary-credential"
     request = ExportTraceServiceRequest.FromString(gzip.decompress(got.body))
+    assert request.SerializeToString() == gzip.decompress(got.body), "nothing unknown, all in the canonical order"
     (resource,) = request.resource_spans
     assert {a.key: a.value.string_value for a in resource.resource.attributes} == {"service.name": "sidecar"}
     (scope,) = resource.scope_spans
@@ -199,7 +267,8 @@ async def test_otlp_spans_are_what_opentelemetry_reads(receiver: Receiver) -> No
     assert ok.name == "chat gpt-4o-mini"
     assert ok.kind == 3
     assert ok.end_time_unix_nano - ok.start_time_unix_nano == 1_500_000_000
-    assert abs(ok.end_time_unix_nano / 1e9 - RECORD.at) < 1e-5
+    assert abs(ok.start_time_unix_nano / 1e9 - RECORD.at) < 1e-5
+    assert abs(bad.start_time_unix_nano / 1e9 - RECORD.at - 2) < 1e-5, "a retry begins when it begins"
     values = {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in ok.attributes}
     assert values["gen_ai.operation.name"] == "chat"
     assert values["gen_ai.provider.name"] == "openai"
@@ -211,18 +280,75 @@ async def test_otlp_spans_are_what_opentelemetry_reads(receiver: Receiver) -> No
     assert values["sidecar.cost_usd"] == "0.00017"
     assert values["sidecar.tags"] == "batch,nightly"
     assert values["sidecar.is_stream"] is True
+    assert values["gen_ai.request.stream"] is True
+    assert values["gen_ai.response.time_to_first_chunk"] == pytest.approx(0.3)
     assert ok.status.code == 0
     broken = {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in bad.attributes}
     assert (bad.status.code, broken["error.type"]) == (2, "provider_error")
     assert "gen_ai.usage.input_tokens" not in broken
 
 
-def test_odd_records_still_make_readable_spans() -> None:
-    odd = replace(RECORD, exchange_id="opening:key:x", at=0.0, duration_ms=10**6, model="m\ud800", cost_nano=-1)
-    request = ExportTraceServiceRequest.FromString(request_of([odd]))
+@pytest.mark.parametrize(
+    ("said", "kind", "lost"),
+    [
+        (ExportTracePartialSuccess(rejected_spans=2, error_message="too old"), "application/x-protobuf", 2),
+        (ExportTracePartialSuccess(rejected_spans=9), "application/x-protobuf", 3),
+        (ExportTracePartialSuccess(error_message="take care"), "application/x-protobuf", 0),
+        (ExportTracePartialSuccess(rejected_spans=-1), "application/x-protobuf", 0),
+        (ExportTracePartialSuccess(rejected_spans=2), "text/plain", 0),
+        (None, "application/x-protobuf", 0),
+    ],
+)
+async def test_spans_a_receiver_rejects_are_counted_and_not_sent_again(
+    receiver: Receiver, said: ExportTracePartialSuccess | None, kind: str, lost: int
+) -> None:
+    receiver.says = ExportTraceServiceResponse(partial_success=said).SerializeToString()
+    receiver.answers = [(200, f"content-type: {kind}\r\n")]
+    outlet = Outlet(OtlpSink("", delivery=quick(receiver.url)))
+    for number in range(3):
+        outlet.offer(replace(RECORD, attempt=number))
+    await outlet.aclose(timeout_s=60)
+    assert (len(receiver.seen), outlet.dropped) == (1, lost)
+
+
+async def test_a_batch_of_spans_does_not_hold_the_event_loop(receiver: Receiver) -> None:
+    turns: list[int] = [0]
+
+    async def count() -> None:
+        while True:
+            turns.append(0)
+            await asyncio.sleep(0)
+
+    def more(record: SpendRecord) -> dict[str, Any]:
+        turns[-1] += 1
+        return {}
+
+    counting = asyncio.create_task(count())
+    sink = OtlpSink("", delivery=quick(receiver.url), receiver=replace(RECEIVERS["otlp"], more=more))
+    await sink.write([RECORD] * 500)
+    counting.cancel()
+    assert sum(turns) == 500
+    assert max(turns) <= 20
+    found = ExportTraceServiceRequest.FromString(gzip.decompress(receiver.seen[0].body))
+    assert len(found.resource_spans[0].scope_spans[0].spans) == 500
+    await sink.aclose()
+
+
+@given(st.binary(max_size=60))
+def test_any_answer_is_read_without_an_error(data: bytes) -> None:
+    assert 0 <= rejected_of(data) < 2**63
+    assert rejected_of(bytes_field(1, data)) >= 0
+
+
+@pytest.mark.parametrize("name", sorted(RECEIVERS))
+@pytest.mark.parametrize("at", [0.0, -1.0, 1e12, float("nan"), float("inf")])
+def test_odd_records_still_make_readable_spans(name: str, at: float) -> None:
+    odd = replace(RECORD, exchange_id="opening:key:x", at=at, duration_ms=2**62, model="m\ud800", cost_nano=-1)
+    odd = replace(odd, tags=("t\udfff", ""), first_byte_ms=2**62, usage=Usage(input=2**80, output=0))
+    request = ExportTraceServiceRequest.FromString(request_of([odd], RECEIVERS[name]))
     (span,) = request.resource_spans[0].scope_spans[0].spans
     assert len(span.trace_id) == 16
-    assert span.start_time_unix_nano == 0
+    assert span.start_time_unix_nano <= span.end_time_unix_nano < 2**63
 
 
 @pytest.mark.parametrize(
@@ -232,6 +358,9 @@ def test_odd_records_still_make_readable_spans() -> None:
         ("log:", "LogSink"),
         ("https://hooks.example.com/x", "WebhookSink"),
         ("otlp+https://collector:4318", "OtlpSink"),
+        ("langfuse+https://cloud.langfuse.com/api/public/otel", "OtlpSink"),
+        ("mlflow+http://127.0.0.1:5000", "OtlpSink"),
+        ("lunary+https://api.lunary.ai/v1/otel", "OtlpSink"),
     ],
 )
 async def test_a_sink_is_found_by_its_scheme(url: str, kind: str) -> None:
@@ -240,7 +369,9 @@ async def test_a_sink_is_found_by_its_scheme(url: str, kind: str) -> None:
     await sink.aclose()
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x", "jsonl:", "https://", "otlp+https:", "kafka://x"])
+@pytest.mark.parametrize(
+    "url", ["", "ftp://x", "jsonl:", "https://", "otlp+https:", "lunary+https:", "mlflow://x", "kafka://x"]
+)
 def test_another_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         open_sink(url)

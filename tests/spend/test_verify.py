@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -56,7 +57,7 @@ async def test_counters_of_settled_and_running_exchanges_agree_with_the_ledger(
     async def seed(windows: object) -> dict[str, int]:
         return {w.key: await ledger.sum_of(w.kind, w.scope_id, w.start_at, w.end_at) for w in windows}  # type: ignore[attr-defined]
 
-    admission = Admission(open_store(redis_url), seed=seed, timezone="Europe/Berlin")  # type: ignore[arg-type]
+    admission = Admission(open_store(redis_url, deadline_s=30), seed=seed, timezone="Europe/Berlin")  # type: ignore[arg-type]
     budgets = tuple(Budget(100 * USD, duration) for duration in ("1h", "1d", "1w", "1mo", "30d", None))
     identity = Identity(key_hash="k" * 64, budgets=budgets)
     for number in range(3):
@@ -78,7 +79,6 @@ async def test_counters_of_settled_and_running_exchanges_agree_with_the_ledger(
 def test_agreement_and_every_difference_are_told(
     sidecar: Command, database_url: str, redis_url: str, anyio_backend: str
 ) -> None:
-    import asyncio
 
     asyncio.run(migrate(database_url))
     asyncio.run(insert(database_url, row(0, cost_nano=5, team_id="red")))
@@ -115,9 +115,25 @@ def test_agreement_and_every_difference_are_told(
     assert "cost_nano by 1" in spoiled.output
 
 
-def test_a_report_is_a_table_csv_or_json(sidecar: Command, database_url: str) -> None:
-    import asyncio
+def test_names_that_clients_choose_neither_run_in_a_spreadsheet_nor_move_a_terminal(
+    sidecar: Command, database_url: str
+) -> None:
+    asyncio.run(migrate(database_url))
+    names = ['=HYPERLINK("http://x")', "@SUM(A1)", "+1", "-2+3", "\tx", "-7", "a\x1b[2Jb\nc", "plain"]
+    asyncio.run(insert(database_url, *(row(n, end_user_id=name) for n, name in enumerate(names))))
+    asyncio.run(insert(database_url, row(3, revision=1, cost_nano=-USD, end_user_id="-2+3")))
+    window = ("--by", "end_user", "--from", "2027-01-15", "--to", "2027-01-15")
+    rows = list(csv.DictReader(io.StringIO(sidecar("report", "--csv", *window).output, newline="")))
+    assert {line["end_user"] for line in rows} == {
+        '\'=HYPERLINK("http://x")', "'@SUM(A1)", "'+1", "'-2+3", "'\tx", "-7", "a\x1b[2Jb\nc", "plain",
+    }  # fmt: skip
+    assert [line["usd"] for line in rows if line["end_user"] == "'-2+3"] == ["-0.999999996"]
+    table = sidecar("report", *window).output
+    assert r"a\x1b[2Jb\nc" in table
+    assert "\x1b" not in table
 
+
+def test_a_report_is_a_table_csv_or_json(sidecar: Command, database_url: str) -> None:
     asyncio.run(migrate(database_url))
     records = [row(n, team_id=("red", "blue")[n % 2], cost_nano=(n + 1) * USD, status="unknown") for n in range(4)]
     asyncio.run(insert(database_url, *records))
@@ -135,6 +151,7 @@ def test_a_report_is_a_table_csv_or_json(sidecar: Command, database_url: str) ->
     assert found["total"]["attempts"] == 2
     assert sidecar("report", "--to", "2027-01-14").output.splitlines()[-1].split()[1] == "0"
     assert sidecar("report", "--from", "soon").exit_code == 2
+    assert sidecar("report", "--from", "2027-01-15", "--to", "2027-01-14").exit_code == 2
     assert sidecar("report", "--where", "team").exit_code == 2
     assert sidecar("report", "--by", "key,team").exit_code == 1
 
@@ -142,8 +159,6 @@ def test_a_report_is_a_table_csv_or_json(sidecar: Command, database_url: str) ->
 def test_an_invoice_is_compared_and_the_exit_code_says_whether_it_is_explained(
     sidecar: Command, database_url: str, tmp_path: Path
 ) -> None:
-    import asyncio
-
     asyncio.run(migrate(database_url))
     at = 1_800_000_000.0
     haiku = row(0, provider="anthropic", model="claude-haiku-4-5", cost_nano=1_750_000_000, at=at)
@@ -158,4 +173,7 @@ def test_an_invoice_is_compared_and_the_exit_code_says_whether_it_is_explained(
     assert whole.exit_code == 0, whole.output
     first = json.loads(whole.output)["data"][0]
     assert (first["provider"], first["ledger"], first["delta"]) == ("4.75", "4.75", "0")
+    other = sidecar("reconcile", "--invoice", str(file), "--json", "--where", "group=other")
+    assert (other.exit_code, json.loads(other.output)["data"][0]["ledger"]) == (1, "0")
+    assert sidecar("reconcile", "--invoice", str(file), "--where", "group").exit_code == 2
     assert sidecar("reconcile", "--invoice", str(tmp_path / "none.csv")).exit_code == 2

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sidecar.db import Database
-from sidecar.db.schema import TOTALS, spend_daily
+from sidecar.db.schema import TOTALS, spend_daily, spend_daily_whole
 from sidecar.types import SpendRecord
 
 DAY_S = 86_400
+MANY = ("key", "user", "member", "end_user")
+WHOLE = ("all providers", "all models")
+"""As these the totals of `spend_daily_whole` stand among the others."""
 Key = tuple[str, int, str, str, str]
 
 
@@ -38,8 +41,10 @@ def expected(records: Iterable[SpendRecord]) -> dict[Key, tuple[int, ...]]:
             *(getattr(record.usage, name.removesuffix("_tokens")) or 0 for name in TOTALS[6:]),
         ]
         day = int(record.at // DAY_S) * DAY_S * 1_000_000
-        for dimension, name in names:
-            sums = found.setdefault((dimension, day, name, record.provider, record.model), [0] * len(TOTALS))
+        keys = [(dimension, day, name, record.provider, record.model) for dimension, name in names]
+        keys += [(dimension, day, name, *WHOLE) for dimension, name in names if dimension in MANY]
+        for key in keys:
+            sums = found.setdefault(key, [0] * len(TOTALS))
             for index, value in enumerate(values):
                 sums[index] += value
     return {key: tuple(sums) for key, sums in found.items()}
@@ -48,4 +53,6 @@ def expected(records: Iterable[SpendRecord]) -> dict[Key, tuple[int, ...]]:
 async def stored(database: Database) -> dict[Key, tuple[int, ...]]:
     async with database.engine.connect() as connection:
         rows = (await connection.execute(spend_daily.select())).all()
-    return {tuple(row[:5]): tuple(row[5:]) for row in rows}
+        whole = (await connection.execute(spend_daily_whole.select())).all()
+    found = {tuple(row[:5]): tuple(row[5:]) for row in rows}
+    return found | {(*row[:3], *WHOLE): tuple(row[3:]) for row in whole}

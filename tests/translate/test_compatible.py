@@ -14,7 +14,7 @@ from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
 from sidecar.translate import PROVIDERS, Head
 from sidecar.translate.compatible import COMPATIBLE, shape_of
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS
-from sidecar.translate.vendors import VENDORS, Vendor
+from sidecar.translate.vendors import OTHER_MODELS, VENDORS, Vendor
 from sidecar.types import Usage
 from tests.translate.dialects import DISTINCT, OPENAI
 from tests.translate.support import OK, fold, make_call, run, sent, unfold
@@ -33,7 +33,7 @@ def test_a_row_is_whole(vendor: Vendor) -> None:
     assert page.hostname
     assert not vendor.docs_url.endswith("//")
     refused, renamed = set(vendor.refused), set(vendor.renames)
-    assert refused | renamed <= OPENAI_CHAT_FIELDS
+    assert refused - OTHER_MODELS.keys() | renamed <= OPENAI_CHAT_FIELDS
     assert not refused & renamed
     assert all(fix.endswith(".") for fix in vendor.refused.values())
     assert vendor.cap_name in ("max_tokens", "max_completion_tokens")
@@ -163,7 +163,7 @@ def test_the_page_names_a_row_with_its_address_and_key(vendor: Vendor) -> None:
         vendor.base_url,
         vendor.api_key_env,
         vendor.note or None,
-        *sorted(vendor.refused),
+        *sorted(vendor.refused.keys() - OTHER_MODELS.keys()),
         *vendor.renames.values(),
     ):
         assert part is None or part in line
@@ -267,6 +267,16 @@ def test_a_nim_takes_the_cap_under_its_old_name() -> None:
     body = sent("nvidia_nim", {"max_completion_tokens": 5, "stream": True})
     assert (body["max_tokens"], "max_completion_tokens" in body) == (5, False)
     assert body["stream_options"] == {"include_usage": True}
+
+
+def test_no_client_has_a_router_ask_another_model() -> None:
+    """It would be none of those the key may call, at a price nobody held; an operator may allow it."""
+    for name, value in (("models", ["openai/o1-pro"]), ("providerOptions", {"gateway": {"models": ["openai/o1-pro"]}})):
+        with pytest.raises(BadRequestError, match=f"does not support '{name}'"):
+            sent("openrouter", {name: value})
+        assert sent("openrouter", {name: value}, allowed_params=frozenset((name,)))[name] == value
+        assert sent("openrouter", {}, params={name: value})[name] == value
+        assert sent("together", {name: value})[name] == value
 
 
 def test_names_of_messages_are_left_out_where_the_vendor_refuses_them() -> None:

@@ -34,6 +34,68 @@ def test_a_picture_counts_by_kind_and_not_by_its_bytes() -> None:
     assert likely_input_tokens(payload, len(json.dumps(payload))) < 2_000
 
 
+def part_of(kind: str, value: Any) -> int:
+    """What a part counts beyond the text it is written in."""
+    payload = {"model": "m", "messages": [{"role": "user", "content": [{"type": kind, kind: value}]}]}
+    return estimate(payload) - len(json.dumps(payload))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "least"),
+    [
+        ("video_url", {"url": "https://example.com/film"}, 1_048_576),
+        ("video_url", "gs://bucket/film.mp4", 1_048_576),
+        ("audio_url", {"url": "https://example.com/speech.mp3"}, 1_048_576),
+        ("image_url", {"url": "https://www.YouTube.com/watch?v=x"}, 1_048_576),
+        ("image_url", {"url": "gs://bucket/film.mp4"}, 1_048_576),
+        ("image_url", {"url": "s3://bucket/film.mov"}, 1_048_576),
+        ("image_url", {"url": "https://example.com/book.pdf?v=1"}, 200_000),
+        ("file", {"file_id": "https://youtu.be/x"}, 1_048_576),
+        ("file", {"file_id": "gs://bucket/film"}, 1_048_576),
+        ("file", {"file_id": "files/abc"}, 1_048_576),
+        ("file", {"file_id": "gs://bucket/x", "format": "video/mp4"}, 1_048_576),
+        ("file", {"file_data": "https://example.com/book.pdf"}, 200_000),
+        ("file", {"file_url": "https://example.com/film.mp4"}, 1_048_576),
+        ("file", {"file_id": "file-abc"}, 200_000),
+        ("document_url", "https://example.com/book.pdf", 200_000),
+    ],
+)
+def test_what_is_named_and_not_sent_counts_as_much_as_it_may_be(kind: str, value: Any, least: int) -> None:
+    assert part_of(kind, value) >= least
+    messages = [{"role": "user", "content": [{"type": kind, kind: value}]}]
+    assert likely_input_tokens({"messages": messages}, 100) <= 210_000
+
+
+@pytest.mark.parametrize("url", ["https://example.com/a.png", "https://example.com/a", "gs://bucket/a.jpg"])
+def test_a_link_to_a_picture_counts_as_one(url: str) -> None:
+    assert 5_000 <= part_of("image_url", {"url": url}) < 6_500
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/pdf", "video/mp4", ""])
+def test_what_is_only_called_a_picture_counts_byte_by_byte(media_type: str) -> None:
+    url = f"data:{media_type};base64," + "A" * 1_000_000
+    payload = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    assert estimate(payload) >= 1_000_000
+
+
+def test_what_a_vendor_keeps_counts_though_it_is_not_in_the_body() -> None:
+    said = {"messages": [{"role": "user", "content": "x"}]}
+    assert estimate(said | {"cached_content": "cachedContents/1"}) > estimate(said) + 1_048_576
+    spoken = {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}
+    assert estimate(spoken) > 16_384
+
+
+def test_a_prediction_counts_as_the_output_it_is_billed_as() -> None:
+    said = {"messages": [{"role": "user", "content": "x"}], "prediction": {"type": "content", "content": "y" * 1_000}}
+    assert estimate(said) >= 5 * 1_000
+
+
+def test_packed_sound_counts_as_many_tokens_as_it_may_last() -> None:
+    a_minute = "A" * (60 * 1_000 * 4 // 3)  # of MP3 at 8 kbit/s, of which Gemini counts 32 tokens a second
+    for kind in ("mp3", "ogg"):
+        assert part_of("input_audio", {"data": a_minute, "format": kind}) >= 60 * 32 - len(a_minute)
+
+
 @pytest.mark.parametrize("messages", [None, 3, [], [3], [{"content": [3, {"type": "image_url"}, {"type": []}]}]])
 def test_odd_payloads_do_not_raise(messages: Any) -> None:
     assert estimate_input_tokens({"messages": messages}, 100) >= 100
@@ -46,7 +108,11 @@ def test_odd_payloads_do_not_raise(messages: Any) -> None:
         ({}, None),
         ({"max_tokens": None}, None),
         ({"max_tokens": 5}, 5),
-        ({"max_completion_tokens": 5, "max_tokens": 9}, 5),
+        ({"max_completion_tokens": 5, "max_tokens": 9}, 9),
+        ({"max_completion_tokens": 5, "max_tokens": "9"}, None),
+        ({"max_tokens": 5, "n": "3"}, 15),
+        ({"max_tokens": 5, "n": 2.5}, 15),
+        ({"max_tokens": 5, "n": "inf"}, 5),
         ({"max_tokens": 5, "n": 3}, 15),
         ({"max_tokens": True}, None),
         ({"max_tokens": "5"}, None),

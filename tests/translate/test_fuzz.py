@@ -31,7 +31,7 @@ JSONS = st.recursive(
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(pieces=st.lists(SCRAPS | st.binary(max_size=40), max_size=12))
 def test_random_streams(name: str, pieces: list[bytes]) -> None:
     provider = get_provider(name)
@@ -47,7 +47,7 @@ def test_random_streams(name: str, pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(body=st.binary(max_size=60) | JSONS.map(lambda value: json.dumps(value).encode()), status=st.integers(100, 999))
 def test_random_answers_and_errors(name: str, body: bytes, status: int) -> None:
     provider = get_provider(name)
@@ -91,7 +91,7 @@ FIELDS += ["max_tokens", "temperature", "stream_options", "parallel_tool_calls",
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     messages=JSONS | st.lists(MESSAGES, max_size=4),
     fields=st.dictionaries(st.sampled_from(FIELDS), JSONS, max_size=4),
@@ -114,7 +114,7 @@ def test_random_requests(name: str, messages: Any, fields: dict[str, Any], drop_
         get_provider(name).request(call)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     body=st.binary(max_size=40)
     | st.fixed_dictionaries(

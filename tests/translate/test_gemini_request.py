@@ -132,6 +132,17 @@ def test_other_urls_are_fetched_and_sent_as_bytes() -> None:
     assert refused({"messages": [message]}).param == "messages[0].content[0]"
 
 
+@pytest.mark.parametrize("kind", ["application/pdf", "video/mp4", "text/plain; charset=utf-8"])
+def test_a_link_held_for_as_a_picture_leads_to_one(kind: str) -> None:
+    url = "https://example.com/a"
+    message = user({"type": "image_url", "image_url": {"url": url}})
+    with pytest.raises(BadRequestError, match="no picture"):
+        contents(message, media={url: Media(kind, b"x")})
+    named = f"{url}.pdf"  # which is held for as a document
+    message = user({"type": "image_url", "image_url": {"url": named}})
+    assert contents(message, media={named: Media("application/pdf", b"%PDF-")})
+
+
 @pytest.mark.parametrize(
     ("part", "where"),
     [

@@ -198,12 +198,37 @@ def test_a_missing_last_blank_line_is_forgiven_and_nothing_passes_after_the_end(
     assert run(streamed(), ROLE + LAST + DONE + WORD, WORD) == ROLE + LAST + DONE
 
 
+@pytest.mark.parametrize("before", [b"", ROLE, ROLE + WORD])
+@pytest.mark.parametrize("after", [b"", b"\n", b"\n\n" + DONE])
+@pytest.mark.parametrize(
+    "said", [b'{"error":{"message":"slow down","code":429}}', b'error: {"code":429,"message":"slow down","type":"t"}']
+)
+def test_an_error_that_is_no_event_is_one_all_the_same(said: bytes, after: bytes, before: bytes) -> None:
+    translator = streamed()
+    with pytest.raises(ProviderError) as caught:
+        run(translator, *([before] if before else []), said + after)
+    assert (caught.value.kind, caught.value.status) == ("rate_limit", 429)
+
+
+def test_an_empty_event_is_a_sign_of_life_and_no_more() -> None:
+    for empty in (b"data: \n\n", b"data:\r\n\r\n", b"data\n\n"):
+        assert run(streamed(), ROLE, empty, WORD + LAST + DONE) == ROLE + WORD + LAST + DONE
+    with pytest.raises(UpstreamBrokenError):
+        run(streamed(), ROLE, b"event: error\ndata:\n\n", WORD + LAST + DONE)
+
+
+def test_what_is_neither_an_event_nor_an_error_passes() -> None:
+    for odd in (b": error\n\n", b'{"a":"\\"error\\""}\n\n', b'{"error"\n\n', b"id: error\n\n"):
+        assert run(streamed(), ROLE, odd, WORD + LAST + DONE) == ROLE + odd + WORD + LAST + DONE
+
+
 @pytest.mark.parametrize(
     ("event", "kind", "status"),
     [
         (b'data: {"error":{"message":"m","type":"server_error","code":null}}\n\n', "server", 502),
         (b'event: error\ndata: {"error":{"message":"m","code":429}}\n\n', "rate_limit", 429),
-        (b'data: {"error":{"message":"m","code":"rate_limit_exceeded"}}\n\n', "rate_limit", 502),
+        (b'data: {"error":{"message":"m","code":"rate_limit_exceeded"}}\n\n', "rate_limit", 429),
+        (b'data: {"error":{"message":"m","type":null,"code":"context_length_exceeded"}}\n\n', "context_window", 400),
         (b'data: {"error":{"message":"m","type":"rate_limit_error"}}\n\n', "rate_limit", 429),
         (b'data: {"error":"boom"}\n\n', "server", 502),
         (b'event: error\ndata: {"message":"m"}\n\n', "server", 502),

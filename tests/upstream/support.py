@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from sidecar.errors import UpstreamTimeoutError
 from sidecar.types import Headers, Timeouts
 from sidecar.upstream.base import HttpAnswer, HttpRequest, Transport
 
@@ -242,6 +243,16 @@ def sockets_open() -> int:
         with contextlib.suppress(OSError):
             count += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
     return count
+
+
+async def at_some_pace(attempt: Callable[[float], Awaitable[None]], *paces_s: float) -> None:
+    """What has to succeed within a time is tried again with a longer one: a slow machine is no fault, what never
+    succeeds is one."""
+    for pace_s in paces_s[:-1]:
+        with contextlib.suppress(UpstreamTimeoutError):
+            await attempt(pace_s)
+            return
+    await attempt(paces_s[-1])
 
 
 async def until(condition: Callable[[], object], what: str) -> None:

@@ -154,13 +154,51 @@ async def test_a_length_that_does_not_fit_is_a_broken_answer(
 @pytest.mark.parametrize("phase", ["first_byte", "gap", "total"])
 async def test_timeouts_reset_the_stream(transport: Http2Transport, place: Callable[..., Any], phase: str) -> None:
     def react(server: H2Server, told: Told) -> None:
-        if phase != "first_byte":
+        if told.body == b"hello":
+            hello(server, told)
+        elif phase != "first_byte":
             server.head(told.stream)
 
     times = {"connect_s": 60.0, "first_byte_s": 60.0, "gap_s": 60.0, "total_s": 60.0, f"{phase}_s": 0.2}
     async with place(react) as server:
+        await ask(transport, server.post(b"hello"))  # connected: that is not within the time
         with pytest.raises(UpstreamTimeoutError) as caught:
             await ask(transport, server.post(is_stream=True, timeouts=Timeouts(**times)))
         assert caught.value.phase == phase
-        await until(lambda: server.told[0].reset == ErrorCodes.CANCEL, "the stream is reset")
+        await until(lambda: [told.reset for told in server.told[1:]] == [ErrorCodes.CANCEL], "the stream is reset")
         assert not server.lines[0].gone
+
+
+async def test_a_connection_that_fell_silent_gets_no_more_requests_until_it_is_heard_again(
+    transport: Http2Transport, place: Callable[..., Any]
+) -> None:
+    """Else all requests would time out on it, one after the other, until TCP gives up."""
+    short = Timeouts(connect_s=60, first_byte_s=0.2)
+    async with place() as server:
+        assert (await ask(transport, server.post()))[2] == b"hello"
+        line = server.lines[0]
+        deaf = asyncio.Event()
+        line.peer.writer.write, line.flush = lambda data: deaf.set(), lambda: deaf.set()  # type: ignore[method-assign]
+        with pytest.raises(UpstreamTimeoutError):
+            await ask(transport, server.post(is_stream=True, timeouts=short))
+        assert (await ask(transport, server.post()))[2] == b"hello"
+        assert len(server.lines) == 2
+
+
+async def test_one_that_is_only_slow_is_asked_on_and_keeps_its_connection(
+    transport: Http2Transport, place: Callable[..., Any]
+) -> None:
+    short = Timeouts(connect_s=60, first_byte_s=0.2)
+
+    def react(server: H2Server, told: Told) -> None:
+        if told.body != b"slow":
+            hello(server, told)
+
+    async with place(react) as server:
+        with pytest.raises(UpstreamTimeoutError):
+            await ask(transport, server.post(b"slow", is_stream=True, timeouts=short))
+        await until(lambda: server.told and server.told[0].reset == ErrorCodes.CANCEL, "the stream is reset")
+        (shared,) = transport._shared.values()
+        await until(lambda: shared[0].has_room, "it answered our question whether anybody is there")
+        assert (await ask(transport, server.post()))[2] == b"hello"
+        assert len(server.lines) == 1

@@ -21,15 +21,12 @@ pytestmark = pytest.mark.anyio
 EVIL = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def test_refused_and_dropped_after_sending_are_two_errors(transport: Transport) -> None:
-    with pytest.raises(UpstreamConnectError) as refused:
-        await transport.send(HttpRequest("POST", "http", "127.0.0.1", free_port(), b"/", body=b"{}", timeouts=QUICK))
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can
+        port = deaf.getsockname()[1]
+        with pytest.raises(UpstreamConnectError) as refused:
+            await transport.send(HttpRequest("POST", "http", "127.0.0.1", port, b"/", body=b"{}", timeouts=QUICK))
     async with serving(answering(b"", then="close")) as server:
         with pytest.raises(UpstreamBrokenError) as dropped:
             await transport.send(server.post())

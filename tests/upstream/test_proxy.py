@@ -30,6 +30,7 @@ from tests.upstream.support import (
     Server,
     answering,
     ask,
+    at_some_pace,
     drain,
     serving,
     settled,
@@ -257,19 +258,18 @@ async def test_a_proxy_that_says_nothing_is_a_timeout_of_connecting(through: Thr
 
 async def test_the_timeout_of_connecting_ends_with_the_tunnel(through: Through, trusted: Any) -> None:
     """A provider slower than `connect_s` is no reason to give up."""
-    go_on = asyncio.Event()
 
-    async def slow(peer: Peer) -> None:
-        await peer.request()
-        await go_on.wait()
-        await peer.say(HELLO)
+    async def outlasting(connect_s: float) -> None:
+        async def slow(peer: Peer) -> None:
+            await peer.request()
+            await asyncio.sleep(1.2 * connect_s)
+            await peer.say(HELLO)
 
-    times = Timeouts(connect_s=5.0, first_byte_s=PATIENCE_S, gap_s=PATIENCE_S, total_s=PATIENCE_S)
-    async with serving(slow, tls=context_of(trusted)) as server, through(Proxy()) as transport:
-        waiting = asyncio.create_task(ask(transport, server.post(timeouts=times)))
-        await asyncio.sleep(5.5)
-        go_on.set()
-        assert (await waiting)[2] == b"hello"
+        times = Timeouts(connect_s=connect_s, first_byte_s=PATIENCE_S, gap_s=PATIENCE_S, total_s=PATIENCE_S)
+        async with serving(slow, tls=context_of(trusted)) as server, through(Proxy()) as transport:
+            assert (await ask(transport, server.post(timeouts=times)))[2] == b"hello"
+
+    await at_some_pace(outlasting, 0.5, 5, 30)
 
 
 async def test_no_proxy_there_is_a_connection_not_made(trusted: tuple[trustme.CA, str], provider: Server) -> None:

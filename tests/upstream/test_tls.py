@@ -111,6 +111,7 @@ async def refused(transport: Transport, context: ssl.SSLContext) -> None:
         await settled()
     assert not caught.value.may_be_billed
     assert "certificate" in str(caught.value)
+    assert "127.0.0.1" not in str(caught.value)  # which host the gateway asks is not for its clients
     assert not asked
 
 

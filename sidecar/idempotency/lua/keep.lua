@@ -1,7 +1,9 @@
 -- KEYS: entry, index (member "size:name", scored by its end), bytes in all.
 -- ARGV: what stands there while the caller runs it, the answer, ms to keep it, its size, bytes allowed in all,
 --       its name, the prefix of entries.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+-- Nothing stands there where the server lost its memory, or the lease ran out: then nobody else runs it.
+local found = redis.call('GET', KEYS[1])
+if found and found ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local size, allowed = tonumber(ARGV[4]), tonumber(ARGV[5])

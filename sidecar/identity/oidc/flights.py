@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from sidecar.tasks import end
+
 T = TypeVar("T")
 
 
@@ -51,10 +53,7 @@ class Flights(Generic[T]):
     async def aclose(self) -> None:
         """Ends what is under way."""
         self._is_closed = True
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(list(self._tasks.values()))
 
     def _landed(self, key: Hashable, task: asyncio.Task[T]) -> None:
         del self._tasks[key]

@@ -23,7 +23,7 @@ from sidecar.importing.database import opening
 from sidecar.importing.database.book import Book
 from sidecar.importing.database.opening import PREFIX, placed, records, wants
 from sidecar.importing.database.rows import KEYS, Gathered, Spent
-from sidecar.spend.ledger import Ledger
+from sidecar.spend.ledger import BATCH_ROWS, Ledger
 from sidecar.types import Budget, SpendRecord
 
 ACTOR = "import litellm"
@@ -120,7 +120,12 @@ class Target:
             for spent, name in zip(batch, ids, strict=True):
                 budgets, has_own = _budgets(found, spent)
                 wanted = wants(spent, budgets, has_own=has_own, now=self._now, zone=zone)
-                found_rows += self._missing(spent, wanted, there.get(name, []), there.get(name, []))
+                its = self._missing(spent, wanted, there.get(name, []), there.get(name, []))
+                if len(found_rows) + len(its) > BATCH_ROWS[self._database.dialect]:
+                    # A scope's rows go together: the next run looks at the first of them alone.
+                    await self._insert(found_rows)
+                    found_rows = []
+                found_rows += its
             await self._insert(found_rows)
         for spent in found.spent:
             if spent.kind == "global":

@@ -69,6 +69,10 @@ for i = 0, n_req - 1 do
   redis.call('ZREMRANGEBYSCORE', k, '-inf', text(now - MINUTE))
   local used = redis.call('ZCARD', k)
   local left = limit - used - 1
+  if left < 0 and redis.call('ZREMRANGEBYSCORE', k, '(' .. text(now + MINUTE), '+inf') > 0 then
+    used = redis.call('ZCARD', k) -- the clock was set back: these would count until it is there again
+    left = limit - used - 1
+  end
   if left < 0 then
     if limit <= 0 then
       deny('requests', i, NEVER)
@@ -90,7 +94,7 @@ for i = 0, n_tok - 1 do
   local buckets, total, oldest = {}, 0, second
   for j = 1, #flat, 2 do
     local s, amount = tonumber(flat[j]), tonumber(flat[j + 1])
-    if s <= second - 61 then
+    if s <= second - 61 or s > second + 61 then -- later ones: the clock was set back
       redis.call('HDEL', k, flat[j])
     else
       buckets[#buckets + 1] = {s, amount}

@@ -2,7 +2,8 @@
 -- records, ids...
 -- Returns the epoch ('' if there is none: nothing is seeded) and the ids it does not know.
 -- The guard: `last` is when anybody renewed last. If that is over a lease ago the store was out of reach (frozen,
--- restarted, partitioned), so an expired lease proves nothing: `trust` is the instant from which it does again.
+-- restarted, partitioned), so an expired lease proves nothing: `trust` is the instant from which it does again. `lease`
+-- is for reap.lua, which may be what came last before that and is read first after it.
 local now
 if ARGV[1] == '' then
   local t = redis.call('TIME')
@@ -14,7 +15,7 @@ local lease = tonumber(ARGV[2])
 local expiry = string.format('%.0f', now + lease)
 local last = redis.call('HGET', KEYS[2], 'last')
 if last and now - tonumber(last) > lease then redis.call('HSET', KEYS[2], 'trust', expiry) end
-redis.call('HSET', KEYS[2], 'last', string.format('%.0f', now))
+redis.call('HSET', KEYS[2], 'last', string.format('%.0f', now), 'lease', ARGV[2])
 local unknown = {redis.call('GET', KEYS[3]) or ''}
 for i = 4, #ARGV do
   local record = redis.call('HMGET', ARGV[3] .. ARGV[i], 'keys', 'charged', 'gone')

@@ -1,11 +1,13 @@
 -- Reservation to reality, once: the record of the exchange is the proof that it has not been done.
--- KEYS: record, lease set. ARGV: exchange id, tokens ('' keeps), cost ('' keeps), now (µs or ''), '1' to cancel.
--- Returns 1 done, 2 done after the hold had been charged as a silent owner's (reap.lua), 0 not known. A cancel of
--- something not known leaves a mark, so that an acquisition still on its way finds it and takes nothing.
+-- KEYS: record, lease set, silent set (reap.lua). ARGV: exchange id, tokens ('' keeps), cost ('' keeps), now (µs or ''),
+-- '1' to cancel. Returns 1 done, 2 done after the hold had been charged as a silent owner's (also to whoever asks again
+-- before the row of that is taken back), 0 not known. A cancel of something not known leaves a mark, so that an
+-- acquisition still on its way finds it and takes nothing.
 -- 3: the exchange ran while the counters were lost. Its slots are free and its cost is held, until its rows have been
 -- read from the ledger and retire.lua is told so.
-local record = redis.call('HMGET', KEYS[1], 'keys', 'hold', 'tokens', 'at', 'charged', 'lost')
+local record = redis.call('HMGET', KEYS[1], 'keys', 'hold', 'tokens', 'at', 'charged', 'lost', 'heard', 'owner')
 if not record[1] then
+  if record[7] then return 2 end
   if ARGV[5] == '1' then
     redis.call('HSET', KEYS[1], 'gone', '1')
     redis.call('EXPIRE', KEYS[1], 3600)
@@ -39,6 +41,11 @@ if ARGV[2] ~= '' and ARGV[2] ~= record[3] then
       redis.call('HINCRBY', k, reserved_in, string.format('%.0f', difference))
     end
   end
+end
+if record[5] then
+  redis.call('HSET', KEYS[1], 'heard', record[1], 'at', record[4], 'owner', record[8])
+  redis.call('PEXPIRE', KEYS[1], 604800000)
+  if tonumber(record[2]) > 0 then redis.call('ZADD', KEYS[3], 0, ARGV[1]) end
 end
 if record[6] and record[5] then return 2 end
 if ARGV[3] ~= '' and ARGV[3] ~= record[2] then

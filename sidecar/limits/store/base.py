@@ -14,8 +14,10 @@ from sidecar.limits.windows import BudgetWindow
 
 
 class StoreDownError(Exception):
-    """The store did not answer in time or at all; whether it did what it was asked is not known. The text is for
-    operators: it may name hosts."""
+    """The store did not answer in time or at all; whether it did what it was asked is not known, unless it was not
+    asked (`is_asked`). The text is for operators: it may name hosts."""
+
+    is_asked = True
 
 
 class StoreUnsafeError(StoreDownError):
@@ -54,9 +56,9 @@ class LimitStore(Protocol):
         """Reservation to reality, once. `None` keeps what was reserved."""
 
     async def charge(self, exchange_id: str, claims: Claims, cost_nano: int, at: float | None = None) -> bool:
-        """Add a cost whose hold the store lost or never had, once per exchange; only to counters that exist (one that
-        does not will be seeded from the ledger, where the cost stands already). `at`: of its row; False if a counter
-        has it from the ledger, which has to be read again."""
+        """Add a cost whose hold the store lost or never had, once per exchange; not to counters that will be seeded
+        from the ledger, where the cost stands already. `at`: of its row; False if a counter has it from the ledger,
+        which has to be read again."""
 
     async def cancel(self, exchange_id: str) -> Settled:
         """As if it had never been admitted – also if the acquisition arrives after this."""
@@ -91,7 +93,11 @@ class LimitStore(Protocol):
         the sign that somebody watches (see `reap`)."""
 
     async def reap(self, now: float | None = None) -> list[SilentHold]:
-        """Charge the holds of silent owners, free their slots; each is given to one caller only. After the store was
-        out of reach for a lease nobody is taken for silent until a lease has passed."""
+        """Charge the holds of silent owners, free their slots. Each that has money in it is given to one caller, and to
+        another one later unless `written` is told of it; again if its owner settles after all (`is_over`). After the
+        store was out of reach for a lease nobody is taken for silent until a lease has passed."""
+
+    async def written(self, exchange_id: str, *, is_over: bool) -> None:
+        """The row of a silent hold is durable, or taken back."""
 
     async def aclose(self) -> None: ...

@@ -39,6 +39,15 @@ class _Tokens:
                 return
             self.total -= buckets.pop(second)
 
+    def is_ahead(self, now: int) -> bool:
+        """The clock was set back: what is counted would stay until it is there again."""
+        return next(iter(self.buckets), 0) > now // _SECOND + 61
+
+    def begin_anew(self, now: int) -> None:
+        second = now // _SECOND
+        self.buckets = {s: amount for s, amount in self.buckets.items() if second - 61 < s <= second + 61}
+        self.total = sum(self.buckets.values())
+
     def add(self, second: int, amount: int) -> None:
         self.buckets[second] = self.buckets.get(second, 0) + amount
         self.total += amount
@@ -139,6 +148,11 @@ class MemoryStore:
                 log.popleft()
             used = len(log)
             left = claim.limit - used - 1
+            if left < 0 and log and log[0] > at + _MINUTE:
+                # The clock was set back: these, and all behind them, would count until it is there again.
+                log = self._requests[claim.key] = deque(t for t in log if horizon < t <= at + _MINUTE)
+                used = len(log)
+                left = claim.limit - used - 1
             if left < 0:
                 is_short = True
             elif admitted.limit_requests is None or left < admitted.remaining_requests:
@@ -151,6 +165,9 @@ class MemoryStore:
                 used_tokens = self._tokens[claim.key] = _Tokens()
             used_tokens.prune(at)
             left = claim.limit - used_tokens.total - tokens
+            if left < 0 and used_tokens.is_ahead(at):
+                used_tokens.begin_anew(at)
+                left = claim.limit - used_tokens.total - tokens
             if left < 0:
                 is_short = True
             elif admitted.limit_tokens is None or left < admitted.remaining_tokens:
@@ -182,6 +199,11 @@ class MemoryStore:
                 counter.nano += hold
         self._live[exchange_id] = _Live(claims, admitted, tokens, at)
         return admitted
+
+    def take_rates(self, other: MemoryStore) -> None:
+        """Go on with another's requests and tokens of the last minute. Nothing of its slots and money."""
+        self._requests, self._tokens = other._requests, other._tokens
+        self._sweep(int(self._clock() * _SECOND))
 
     def _cold(self, claims: Claims) -> Cold:
         return Cold(
@@ -312,6 +334,9 @@ class MemoryStore:
 
     async def reap(self, now: float | None = None) -> list[SilentHold]:
         return []
+
+    async def written(self, exchange_id: str, *, is_over: bool) -> None:
+        return
 
     async def aclose(self) -> None:
         return

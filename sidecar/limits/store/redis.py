@@ -21,11 +21,13 @@ from sidecar.limits.store.redis_link import RedisLink, pack
 from sidecar.limits.windows import BudgetWindow
 
 PREFIX = "{sidecar}:"
-_SCRIPTS = ("acquire", "settle", "charge", "extend", "renew", "reap", "begin", "seed", "retire")
+_SCRIPTS = ("acquire", "settle", "charge", "extend", "renew", "reap", "begin", "seed", "retire", "written", "meet")
 _KEPT_S = 7 * 86400
 """A budget counter is kept this long after its window, for exchanges that began in it."""
 _DYNAMIC_ARGS = 8
 _PAGE = 500
+_AGAIN_S = 30
+"""A silent hold of whose row nobody told is handed out again after so long."""
 
 
 class RedisStore:
@@ -40,6 +42,9 @@ class RedisStore:
         self._prefix = f"{PREFIX}{prefix}"
         self._record = self._key("x:").encode()
         self.epoch = ""
+        keys = [self._key(name).encode() for name in ("run", "readings", "epoch", "gen", "leases")]
+        sha = self._link.shas["meet"].encode()
+        self._link.greeting = pack((b"EVALSHA", sha, b"%d" % len(keys), *keys, self._prefix.encode()))
 
     def _key(self, name: str) -> str:
         return self._prefix + name
@@ -133,7 +138,7 @@ class RedisStore:
         self, exchange_id: str, tokens: int | None, cost: int | None, now: bytes, cancel: bytes
     ) -> asyncio.Future[Any]:
         exchange = exchange_id.encode()
-        keys = (self._record + exchange, self._key("leases"))
+        keys = (self._record + exchange, self._key("leases"), self._key("silent"))
         args = (
             exchange,
             b"" if tokens is None else b"%d" % tokens,
@@ -148,8 +153,11 @@ class RedisStore:
         return [self._key(letter + key) for key in keys for letter in ("b:", "s:")]
 
     async def charge(self, exchange_id: str, claims: Claims, cost_nano: int, at: float | None = None) -> bool:
-        keys = [self._key("d:" + exchange_id), *self._counters(w.key for w in claims.windows)]
-        return bool(await self._run("charge", keys, [str(cost_nano), _micros(at)]) != 2)
+        keys = [self._key("d:" + exchange_id), self._key("gen"), *self._counters(w.key for w in claims.windows)]
+        args: list[str | bytes] = [str(cost_nano), _micros(at)]
+        for window in claims.windows:
+            args += [str(int(window.start_at)), _forget_at(window)]
+        return bool(await self._run("charge", keys, args) != 2)
 
     async def begin(self, windows: Sequence[BudgetWindow], now: float | None = None) -> Reading | None:
         keys = [self._key("epoch"), self._key("readings"), *self._counters(w.key for w in windows)]
@@ -213,18 +221,24 @@ class RedisStore:
         return unknown
 
     async def reap(self, now: float | None = None) -> list[SilentHold]:
-        rows = await self._run("reap", [self._key("leases"), self._key("guard")], [_micros(now), self._record])
+        sets = [self._key(name) for name in ("leases", "guard", "silent")]
+        rows = await self._run("reap", sets, [_micros(now), self._record, b"%d" % (_AGAIN_S * 1_000_000)])
         skip = len(self._key("b:"))
         return [
             SilentHold(
                 exchange.decode(),
-                int(hold),
+                int(hold or 0),
                 int(at) / 1e6,
                 owner.decode(),
                 tuple(key[skip:] for key in json.loads(keys)["bud"]),
+                is_over=not hold,
             )
             for exchange, hold, at, owner, keys in rows
         ]
+
+    async def written(self, exchange_id: str, *, is_over: bool) -> None:
+        keys: list[str | bytes] = [self._key("silent"), self._record + exchange_id.encode()]
+        await self._run("written", keys, [exchange_id, "1" if is_over else ""])
 
     async def aclose(self) -> None:
         await self._link.aclose()

@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from sidecar.limits.store.base import StoreDownError, StoreUnsafeError
+from sidecar.tasks import end, stood_still
 
 BREAK_S = 1.0
 """After a failure calls fail at once for this long; then one connection attempt is made while calls go on failing."""
@@ -43,6 +44,8 @@ class RedisLink:
         )
         self._scripts = scripts
         self.shas = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in scripts.items()}  # noqa: S324
+        self.greeting = b""
+        """A packed command that comes before all others on every connection."""
         self._deadline_s = deadline_s
         self._connection: Connection | None = None
         self._waiting: list[_Call] = []
@@ -61,14 +64,14 @@ class RedisLink:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._was_down and (now < self._closed_until or self._opening is not None):
-            raise self._down()
+            raise self._down(is_asked=False)
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(_Call(data, future, now))
         if not self._is_flush_due:
             self._is_flush_due = True
             loop.call_soon(self._flush)
         if self._watch is None:
-            self._watch = loop.call_later(self._deadline_s, self._check_deadline)
+            self._watch = loop.call_later(self._deadline_s, self._check_deadline, now + self._deadline_s)
         return future
 
     def background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -89,6 +92,8 @@ class RedisLink:
             self.background(self._write(connection, b"".join([call.data for call in calls])))
 
     async def _write(self, connection: Connection, data: bytes) -> None:
+        if connection is not self._connection:
+            return  # failed meanwhile, and all were told: the client would connect again by itself
         try:
             await connection.send_packed_command([data], check_health=False)
         except (RedisError, OSError) as error:
@@ -96,6 +101,7 @@ class RedisLink:
 
     async def _open(self) -> None:
         connection: Connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        due = asyncio.get_running_loop().time() + self._deadline_s
         try:
             async with asyncio.timeout(self._deadline_s):
                 await connection.connect()  # type: ignore[no-untyped-call]
@@ -103,7 +109,10 @@ class RedisLink:
         except (RedisError, OSError, TimeoutError, StoreDownError) as error:
             await connection.disconnect(nowait=True)
             self._opening = None
-            self._fail(None, error)
+            if self._waiting and stood_still(due, self._deadline_s):
+                self._flush()  # not the server: once more, for those whose deadline was put off for the same reason
+            else:
+                self._fail(None, error)
             return
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -119,6 +128,8 @@ class RedisLink:
         for text in self._scripts.values():
             await connection.send_command("SCRIPT", "LOAD", text)
         await connection.send_command("INFO", "memory")
+        if self.greeting:
+            await connection.send_packed_command([self.greeting], check_health=False)
         for _ in self._scripts:
             await self._answer(connection)
         info = await self._answer(connection)
@@ -128,6 +139,8 @@ class RedisLink:
             raise StoreUnsafeError(
                 f"its limit store may evict counters: set maxmemory-policy to noeviction, not {policy}"
             )
+        if self.greeting:
+            await self._answer(connection)
 
     async def _answer(self, connection: Connection) -> Any:
         answer = await connection.read_response(disable_decoding=True)
@@ -169,15 +182,18 @@ class RedisLink:
         self._waiting = [*loads, call, *self._waiting]
         self._flush()
 
-    def _check_deadline(self) -> None:
+    def _check_deadline(self, due: float) -> None:
         self._watch = None
         oldest = self._sent[0] if self._sent else self._waiting[0] if self._waiting else None
         if oldest is None:
             return
         loop = asyncio.get_running_loop()
-        left = oldest.sent_at + self._deadline_s - loop.time()
+        now = loop.time()
+        left = oldest.sent_at + self._deadline_s - now
+        if left <= 0.001 and stood_still(due, self._deadline_s):
+            left = self._deadline_s
         if left > 0.001:
-            self._watch = loop.call_later(left, self._check_deadline)
+            self._watch = loop.call_later(left, self._check_deadline, now + left)
         else:
             self._fail(self._connection, TimeoutError())
 
@@ -191,18 +207,21 @@ class RedisLink:
         self._was_down = True
         self._closed_until = asyncio.get_running_loop().time() + BREAK_S
         self._reason = error
-        calls = [*self._sent, *self._waiting]
+        calls = [*((call, True) for call in self._sent), *((call, False) for call in self._waiting)]
         self._sent.clear()
         self._waiting = []
-        for call in calls:
+        for call, is_asked in calls:
             if not call.future.done():
-                call.future.set_exception(self._down())
+                call.future.set_exception(self._down(is_asked=is_asked))
                 call.future.exception()  # whoever was cancelled will not look
 
-    def _down(self) -> StoreDownError:
+    def _down(self, *, is_asked: bool) -> StoreDownError:
         if isinstance(self._reason, StoreUnsafeError):
-            return StoreUnsafeError(str(self._reason))
-        return StoreDownError(f"the limit store failed ({self._reason!r})")
+            error: StoreDownError = StoreUnsafeError(str(self._reason))
+        else:
+            error = StoreDownError(f"the limit store failed ({self._reason!r})")
+        error.is_asked = is_asked
+        return error
 
     async def aclose(self) -> None:
         """Waits for what is under way, at most a deadline."""
@@ -212,16 +231,9 @@ class RedisLink:
         if self._watch is not None:
             self._watch.cancel()
         connection, self._connection = self._connection, None
-        if self._opening is not None:
-            self._opening.cancel()
-            self._tasks.add(self._opening)
         if connection is not None:
             await connection.disconnect(nowait=True)
-        tasks = [task for task in self._tasks if not task.done()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end((self._opening, *self._tasks))
         await self._pool.disconnect()
 
 

@@ -1,6 +1,7 @@
 """Places that finished records go to besides the ledger: one file each, found by the scheme of a URL.
 
-`jsonl:///path` (a file), `log:` (standard output), `https://…` (a webhook), `otlp+https://…` (OpenTelemetry).
+`jsonl:///path` (a file), `log:` (standard output), `https://…` (a webhook), `otlp+https://…` (OpenTelemetry), and
+`langfuse+https://…`, `mlflow+https://…`, `lunary+https://…` (OpenTelemetry with what that product reads besides).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from sidecar.types import Secret
 
 __all__ = ["SCHEMES", "Sink", "open_sink"]
 
-SCHEMES = ("jsonl", "log", "http", "https", "otlp+http", "otlp+https")
+_OTLP = ("otlp", "langfuse", "mlflow", "lunary")
+SCHEMES = ("jsonl", "log", "http", "https", *(f"{name}+{over}" for name in _OTLP for over in ("http", "https")))
 
 
 def open_sink(url: str, *, headers: Mapping[str, Secret] | None = None, secret: Secret | None = None) -> Sink:
@@ -34,8 +36,9 @@ def open_sink(url: str, *, headers: Mapping[str, Secret] | None = None, secret: 
         from sidecar.spend.sinks.webhook import WebhookSink
 
         return WebhookSink(url, headers=headers, secret=secret)
-    if scheme in ("otlp+http", "otlp+https") and parts.hostname:
+    if scheme in SCHEMES and parts.hostname:
         from sidecar.spend.sinks.otlp import OtlpSink
+        from sidecar.spend.sinks.receivers import RECEIVERS
 
-        return OtlpSink(url.partition("+")[2], headers=headers)
+        return OtlpSink(url.partition("+")[2], headers=headers, receiver=RECEIVERS[scheme.partition("+")[0]])
     raise ValueError(f"no sink for '{scheme}:': use {', '.join(f'{name}:' for name in SCHEMES)}")

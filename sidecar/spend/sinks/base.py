@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from sidecar.tasks import end
 from sidecar.types import SpendRecord
 
 QUEUE_RECORDS = 10_000
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Receives records in batches, one call at a time. An exception drops the batch."""
+    """Receives records in batches, one call at a time. An exception drops the batch, or as many as its `lost` says."""
 
     async def write(self, records: Sequence[SpendRecord]) -> None: ...
 
@@ -55,20 +56,20 @@ class Outlet:
                 batch = [self._queue.popleft() for _ in range(min(BATCH_RECORDS, len(self._queue)))]
                 try:
                     await self._sink.write(batch)
-                except Exception:  # noqa: BLE001 - a sink may raise anything
+                except Exception as error:  # noqa: BLE001 - a sink may raise anything
                     # The gateway goes on; the operator sees it here and in the count.
-                    self.dropped += len(batch)
-                    _log.exception("the sink %s did not take %d records", type(self._sink).__name__, len(batch))
+                    some = getattr(error, "lost", None)
+                    lost = len(batch) if some is None else min(some, len(batch))
+                    self.dropped += lost
+                    _log.exception("the sink %s did not take %d records", type(self._sink).__name__, lost)
         finally:
             self._task = None
 
     async def aclose(self, *, timeout_s: float = 5.0) -> None:
         """Let the sink take what waits, but not for ever."""
         if self._task is not None:
-            _, late = await asyncio.wait({self._task}, timeout=timeout_s)
-            for task in late:
-                task.cancel()
-                await asyncio.wait({task})
+            await asyncio.wait({self._task}, timeout=timeout_s)
+            await end([self._task])
         self.dropped += len(self._queue)
         self._queue.clear()
         await self._sink.aclose()

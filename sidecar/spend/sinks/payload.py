@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sidecar.spend.rows import storable
+from sidecar.spend.rows import micros, storable
 from sidecar.types import SpendRecord, format_usd
 
 VERSION = 1
@@ -28,7 +28,7 @@ def payload_of(record: SpendRecord) -> dict[str, Any]:
         "attempt": record.attempt,
         "revision": record.revision,
         "request_id": record.request_id,
-        "at": datetime.fromtimestamp(record.at, UTC).isoformat(timespec="microseconds"),
+        "at": datetime.fromtimestamp(micros(record.at) / 1e6, UTC).isoformat(timespec="microseconds"),
         "status": record.status,
         "outcome": record.outcome,
         "cost_usd": format_usd(record.cost_nano),

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from sidecar.errors import BadRequestError, ErrorKind, ProviderError, UpstreamBrokenError
+from sidecar.errors import ErrorKind, ProviderError, UpstreamBrokenError
 from sidecar.translate.chunks import call_id
-from sidecar.translate.provider import Auth, Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
+from sidecar.translate.provider import Auth, Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest, sayable
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.providers.anthropic_content import pack_blocks
 from sidecar.translate.providers.anthropic_extras import betas_of, cited
@@ -203,13 +203,9 @@ class Anthropic(Provider):
     }
 
     def request(self, call: Call) -> UpstreamRequest:
-        try:
+        with sayable:
             plan = build(self, call)
             body = msgspec.json.encode(plan.body)
-        except (*NOT_JSON, OverflowError) as error:
-            raise BadRequestError(
-                "The gateway refused the request: its body is nested too deeply or is not valid UTF-8."
-            ) from error
         headers = [(b"content-type", b"application/json"), (b"anthropic-version", VERSION)]
         if betas := betas_of(call, plan.body):
             headers.append((b"anthropic-beta", ",".join(betas).encode("ascii", "ignore")))
@@ -337,8 +333,12 @@ class Anthropic(Provider):
                 kind = "context_window"
             elif text.startswith("output blocked by content filtering policy"):
                 kind = "content_policy"
-            elif text.startswith("your credit balance is too low"):
+            elif text.startswith(
+                ("your credit balance is too low", "you have reached your specified api usage limits")
+            ):
                 kind = "quota"
+            elif text.startswith("this organization has been disabled"):
+                kind = "authentication"
         return make_error(
             self.name, head, kind=kind, now=call.now, fields=fields, keeps_names=False, may_be_billed=may_be_billed
         )

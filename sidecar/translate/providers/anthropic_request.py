@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sidecar.translate.chat_fields import reasoning_effort
 from sidecar.translate.content import bad
 from sidecar.translate.fields import dropper
 from sidecar.translate.losses import is_asked, note
@@ -153,7 +154,7 @@ def set_thinking(call: Call, fields: dict[str, Any], body: dict[str, Any], model
     given = min(caps) if caps else None
     cap = call.edits.get("output_cap")
     limit = cap if cap is not None else given
-    effort = fields.pop("reasoning_effort", None)
+    effort = reasoning_effort(fields)
     thinking = fields.pop("thinking", None)
     config: dict[str, Any] = {}
     if isinstance(fields.get("output_config"), dict):
@@ -162,11 +163,6 @@ def set_thinking(call: Call, fields: dict[str, Any], body: dict[str, Any], model
         if not isinstance(thinking, dict) or not isinstance(thinking.get("type"), str):
             raise bad("'thinking' must be an object with a type.", "thinking")
     elif effort is not None:
-        if effort != "none" and effort not in THINKING_BUDGETS:
-            raise bad(
-                f"'reasoning_effort' is {effort!r:.40}; known are none, minimal, low, medium, high, xhigh and max.",
-                "reasoning_effort",
-            )
         if effort != "none" and not model.has_thinking:
             drop("reasoning_effort", "This model does not think; remove the field.")
         elif body.get("tool_choice", {}).get("type") in ("any", "tool") and effort != "none":

@@ -29,6 +29,7 @@ _V1_VERSIONS = ("", "v1", "latest")
 
 class Azure(OpenAIDialect):
     name = "azure"
+    endpoints = ("chat", "responses")
     auth: Auth = "api-key"
     keyless = "azure"
     service = "https://cognitiveservices.azure.com/.default"
@@ -65,12 +66,16 @@ class Azure(OpenAIDialect):
 
         self._responses = Responses(self)
 
+    def responses_at(self, options: Mapping[str, str]) -> tuple[str, str]:
+        version = options.get("api_version", "")
+        path = _V1_RESPONSES if version in (*_V1_VERSIONS, "preview") else _DATED_RESPONSES
+        return path, "" if version in _V1_VERSIONS else f"api-version={quote(version, safe='')}"
+
     def request(self, call: Call) -> UpstreamRequest:
         version = call.options.get("api_version", "")
         if speaks_responses(call):
             request = self._responses.request(call)
-            request.path = _V1_RESPONSES if version in (*_V1_VERSIONS, "preview") else _DATED_RESPONSES
-            request.query = "" if version in _V1_VERSIONS else f"api-version={quote(version, safe='')}"
+            request.path, request.query = self.responses_at(call.options)
             return request
         request = super().request(call)
         if version in _V1_VERSIONS or version == "preview":

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
+from sidecar.errors import ProviderError, UpstreamBrokenError
 from sidecar.translate.chunks import call_id
 from sidecar.translate.content import bad
-from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
+from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest, sayable
 from sidecar.translate.providers.anthropic import openai_usage
 from sidecar.translate.providers.anthropic_content import pack_blocks
 from sidecar.translate.providers.anthropic_request import json_tool_name
@@ -195,13 +195,9 @@ class Bedrock(Provider):
         return wanted_urls(call.payload)
 
     def request(self, call: Call) -> UpstreamRequest:
-        try:
+        with sayable:
             plan = build(self, call)
             body = msgspec.json.encode(plan.body)
-        except (*NOT_JSON, OverflowError) as error:
-            raise BadRequestError(
-                "The gateway refused the request: its body is nested too deeply or is not valid UTF-8."
-            ) from error
         return UpstreamRequest(
             path=model_path(sent_model(call), "converse-stream" if call.is_stream else "converse"),
             headers=[*JSON_HEADERS],

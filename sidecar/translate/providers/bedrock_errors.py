@@ -12,7 +12,7 @@ from typing import Any
 
 from sidecar.errors import ErrorKind, ProviderError
 from sidecar.translate.provider import Call, Head
-from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
+from sidecar.translate.provider_errors import error_fields, kind_by_words, kind_of_status, make_error
 
 _KINDS: dict[str, ErrorKind] = {
     "ValidationException": "bad_request",
@@ -76,6 +76,7 @@ _BEGINNINGS: tuple[tuple[str, ErrorKind], ...] = (
     ("output blocked by content filtering policy", "content_policy"),
     ("the content blocks you provided were blocked", "content_policy"),
     ("the provided model identifier is invalid", "not_found"),
+    ("invocation of model id ", "not_found"),  # … with on-demand throughput isn't supported
 )
 _KEY_REFUSED = ("authentication failed", "bearer token", "invalid api key", "api key")
 _IDENTITY = re.compile(r"(?i)user: arn:|.{0,200}\barn:aws[a-z-]*:(?:iam|sts):")
@@ -116,6 +117,7 @@ def _error(
         text = message[:400].lower().removeprefix(_PREFIX)
         if kind == "bad_request":
             kind = next((found for start, found in _BEGINNINGS if text.startswith(start)), kind)
+            kind = kind_by_words(kind, text)
         elif kind == "permission" and text.startswith(_KEY_REFUSED):
             kind = "authentication"
         if kind == "permission" and _IDENTITY.match(message):  # names the gateway's own role and account

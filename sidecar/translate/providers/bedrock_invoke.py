@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
-from sidecar.errors import BadRequestError, ProviderError
+from sidecar.errors import ProviderError
 from sidecar.translate.aws_events import AWSEventSplitter
 from sidecar.translate.content import bad, remote_urls
 from sidecar.translate.fields import dropper
@@ -27,6 +27,7 @@ from sidecar.translate.provider import (
     Reply,
     StreamTranslator,
     UpstreamRequest,
+    sayable,
 )
 from sidecar.translate.providers.anthropic import Anthropic
 from sidecar.translate.providers.anthropic_extras import betas_of
@@ -37,7 +38,6 @@ from sidecar.translate.providers.bedrock_errors import aws_error, stream_error
 from sidecar.translate.providers.bedrock_media import Drop
 from sidecar.translate.providers.bedrock_models import known_model, model_of, sent_model
 from sidecar.translate.providers.bedrock_request import request_metadata, service_tier
-from sidecar.translate.usage import NOT_JSON
 
 VERSION = "bedrock-2023-05-31"
 
@@ -89,15 +89,11 @@ class BedrockInvoke(Anthropic):
         dropped: list[str] = []
 
         drop = dropper(self, call, dropped)
-        try:
+        with sayable:
             headers = [*JSON_HEADERS, *_headers(call, drop)]
             plan = build(self, _prepared(call))
             self._adapt(call, plan)
             body = msgspec.json.encode(plan.body)
-        except (*NOT_JSON, OverflowError) as error:
-            raise BadRequestError(
-                "The gateway refused the request: its body is nested too deeply or is not valid UTF-8."
-            ) from error
         return UpstreamRequest(
             path=model_path(sent_model(call), "invoke-with-response-stream" if call.is_stream else "invoke"),
             headers=headers,

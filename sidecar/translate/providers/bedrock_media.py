@@ -19,6 +19,7 @@ from sidecar.translate.content import (
     Other,
     Part,
     bad,
+    check_picture,
     remote_urls,
     sniff,
     split_data_url,
@@ -102,7 +103,10 @@ class MediaBlocks:
         if isinstance(part, Image):
             if part.detail not in (None, "auto"):
                 self.drop(f"{part.where}.image_url.detail", "Bedrock has no picture detail; remove it or say auto.")
-            return self._bytes(part.url, part.media_type, part.data, "", part.where)
+            block = self._bytes(part.url, part.media_type, part.data, "", part.where)
+            if "image" not in block:
+                check_picture(part.url, "a document, film or sound", part.where)
+            return block
         if isinstance(part, File):
             if not part.data and not part.url:
                 raise bad(f"'{part.where}.file.file_id' is not known to Bedrock; send the bytes.", f"{part.where}.file")

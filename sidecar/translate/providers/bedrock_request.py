@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from sidecar.translate.chat_fields import reasoning_effort
 from sidecar.translate.content import bad
 from sidecar.translate.fields import dropper
 from sidecar.translate.losses import note
@@ -33,7 +34,6 @@ OPERATORS_FIELDS = (
 )  # fmt: skip
 """What a deployment's `params` may set and a client may not: a guardrail that clients choose is none."""
 
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _LOW_TO_HIGH = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 _TIERS = ("default", "flex", "priority", "reserved")
 _META_KEY = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,\-.]{1,256}")
@@ -184,16 +184,11 @@ def _effort(
     fields: dict[str, Any], plan: RequestPlan, inference: Mapping[str, Any], model: BedrockModel, drop: Drop
 ) -> None:
     """`reasoning_effort` of the models that are not Claude."""
-    effort, thinking = fields.pop("reasoning_effort", None), fields.pop("thinking", None)
+    effort, thinking = reasoning_effort(fields), fields.pop("thinking", None)
     if thinking is not None:
         drop("thinking", "It is Claude's; remove it, or say reasoning_effort.")
     if effort is None:
         return
-    if effort not in _EFFORTS:
-        raise bad(
-            f"'reasoning_effort' is {effort!r:.40}; known are none, minimal, low, medium, high, xhigh and max.",
-            "reasoning_effort",
-        )
     if model.family == "gpt-oss" and effort != "none":
         # https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-openai.html
         plan.extra["reasoning_effort"] = _LOW_TO_HIGH[effort]

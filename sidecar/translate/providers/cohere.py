@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from sidecar.errors import BadRequestError, ErrorKind, ProviderError, UpstreamBrokenError
+from sidecar.errors import ErrorKind, ProviderError, UpstreamBrokenError
 from sidecar.translate.chunks import call_id, completion
-from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
+from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest, sayable
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.providers.cohere_answer import citations, ending, logprobs, usage_of
 from sidecar.translate.providers.cohere_request import build
@@ -88,13 +88,9 @@ class Cohere(Provider):
     }
 
     def request(self, call: Call) -> UpstreamRequest:
-        try:
+        with sayable:
             body, dropped = build(self, call, str(call.edits.get("model", call.model)))
             raw = msgspec.json.encode(body)
-        except (*NOT_JSON, OverflowError, TypeError) as error:
-            raise BadRequestError(
-                "The gateway refused the request: its body is nested too deeply or is not valid."
-            ) from error
         return UpstreamRequest(
             path="/v2/chat",
             headers=[(b"content-type", b"application/json")],

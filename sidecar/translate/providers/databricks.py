@@ -14,7 +14,7 @@ from typing import Any
 
 from sidecar.errors import ErrorKind, ProviderError
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Call, Head, Keyless, StreamTranslator
-from sidecar.translate.provider_errors import make_error
+from sidecar.translate.provider_errors import kind_by_words, make_error
 from sidecar.translate.providers.openai import wants_usage
 from sidecar.translate.providers.reshaped import ReshapedDialect, ReshapedStream, choices_of, say
 from sidecar.translate.signatures import may_be_packed, pack, unpack
@@ -79,6 +79,7 @@ class Databricks(ReshapedDialect):
     def _error(self, call: Call, head: Head, fields: dict[str, Any], *, may_be_billed: bool) -> ProviderError:
         code = fields.get("error_code")
         kind = _KINDS.get(code) if isinstance(code, str) else None
+        kind = kind_by_words(kind, fields.get("message")) if kind is not None else None
         if kind is None or head.status < 400:
             return super()._error(call, head, fields, may_be_billed=may_be_billed)
         return make_error(

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from sidecar.errors import BadRequestError, ErrorKind, ProviderError, UpstreamBrokenError
-from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
+from sidecar.errors import ErrorKind, ProviderError, UpstreamBrokenError
+from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest, sayable
 from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
 from sidecar.translate.providers.gemini_answer import (
     Candidate,
@@ -74,6 +74,12 @@ _STATUS_OF = {
 }
 _TOO_LONG = ("the input token count", "unable to submit request because the input token count")
 """It has no code of its own. https://ai.google.dev/gemini-api/docs/troubleshooting"""
+_NOT_HERE = re.compile(
+    r"User location is not supported|Publisher Model \S{1,300} is not servable in region"
+    r"|Project \S{1,100} is not allowed to use Publisher Model"
+)
+"""The place or the account is wrong, so another deployment may serve; said with FAILED_PRECONDITION and 400.
+https://ai.google.dev/gemini-api/docs/available-regions · https://github.com/yym68686/uni-api/issues/41"""
 _DELAY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
 _USE_TOOLS = "Use tools and tool_choice."
 
@@ -149,13 +155,9 @@ class Gemini(Provider):
 
     def request(self, call: Call) -> UpstreamRequest:
         model = str(call.edits.get("model", call.model))
-        try:
+        with sayable:
             plan = build(self, call, model, is_vertex=self.is_vertex)
             body = msgspec.json.encode(plan.body)
-        except (*NOT_JSON, OverflowError) as error:
-            raise BadRequestError(
-                "The gateway refused the request: its body is nested too deeply or is not valid UTF-8."
-            ) from error
         return UpstreamRequest(
             path=f"{self.path_of(call, model)}:{'streamGenerateContent' if call.is_stream else 'generateContent'}",
             query="alt=sse" if call.is_stream else "",
@@ -270,6 +272,8 @@ class Gemini(Provider):
         message = fields.get("message")
         if kind == "bad_request" and isinstance(message, str) and message.lower().startswith(_TOO_LONG):
             kind = "context_window"
+        elif kind == "bad_request" and isinstance(message, str) and _NOT_HERE.match(message) is not None:
+            kind = "permission"
         return make_error(
             self.name,
             Head(head.status, headers),

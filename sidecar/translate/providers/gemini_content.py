@@ -22,6 +22,7 @@ from sidecar.translate.content import (
     Text,
     ToolCall,
     bad,
+    check_picture,
     messages_of,
     parts_of,
     remote_urls,
@@ -184,6 +185,8 @@ class Contents:
     def _medium(self, given: Given) -> Part:
         where = given.where
         if isinstance(given, Image):
+            if (fetched := self._media.get(given.url)) is not None:
+                check_picture(given.url, fetched.content_type, where)
             part = self._linked(given.url, "", where) if given.url else _blob(given.media_type, given.data)
             if given.detail not in (None, "auto"):
                 self._detail(part, given.detail or "", where)

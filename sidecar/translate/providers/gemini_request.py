@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sidecar.translate.chat_fields import reasoning_effort
 from sidecar.translate.content import bad
 from sidecar.translate.fields import dropper
 from sidecar.translate.provider import Call, Provider, select_params
@@ -161,20 +162,13 @@ def _caps(call: Call, fields: Fields, config: Fields) -> None:
 
 
 def _reasoning(fields: Fields, config: Fields, model: ModelTraits, drop: Drop) -> None:
-    effort = fields.pop("reasoning_effort", None)
+    effort = reasoning_effort(fields)
     thinking = fields.pop("thinking", None)
-    if isinstance(effort, dict):
-        effort = effort.get("effort")
     if thinking is not None:
         _thinking(thinking, config, model, drop)
         return
     if effort is None:
         return
-    if not isinstance(effort, str) or (effort != "none" and effort not in THINKING_BUDGETS):
-        raise bad(
-            f"'reasoning_effort' is {effort!r:.40}; known are none, minimal, low, medium, high, xhigh and max.",
-            "reasoning_effort",
-        )
     if not model.thinks_by:
         if effort != "none":
             drop("reasoning_effort", "This model does not think; remove the field.")

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sidecar.errors import ErrorKind, ProviderError
+from sidecar.translate.content import bad
 from sidecar.translate.fields import dropper
 from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Call, Head
 from sidecar.translate.provider_errors import error_fields, make_error
@@ -94,8 +95,11 @@ class Mistral(ReshapedDialect):
                 changes["tool_choice"] = choice
         prediction = payload.get("prediction")
         if isinstance(prediction, dict) and isinstance(prediction.get("content"), list):
-            texts = [part.get("text") for part in prediction["content"] if isinstance(part, dict)]
-            changes["prediction"] = {"type": "content", "content": "".join(filter(None, texts))}
+            texts = [part.get("text") if isinstance(part, dict) else None for part in prediction["content"]]
+            said = [text for text in texts if isinstance(text, str)]
+            if len(said) != len(texts):
+                raise bad("'prediction.content' must be text or a list of texts.", "prediction.content")
+            changes["prediction"] = {"type": "content", "content": "".join(said)}
         return changes, removed - changes.keys(), sorted(dropped)
 
     def reshape(self, call: Call, answer: dict[str, Any], is_chunk: bool) -> None:

@@ -146,6 +146,8 @@ def _part(part: Any, where: str, drop: Drop) -> dict[str, Any] | None:
     if not isinstance(part, dict):
         raise bad(f"'{where}' must be an object.", where)
     kind = part.get("type")
+    if not isinstance(kind, str):
+        raise bad(f"'{where}.type' must be a string.", f"{where}.type")
     if kind in _OWN_PARTS or (kind in _PARTS and part.keys() <= _PARTS[kind]):
         return part
     if kind == "input_audio" and isinstance(part.get("input_audio"), str):

@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
+from sidecar.errors import ProviderError, UpstreamBrokenError
 from sidecar.translate.chunks import Chunks, call_id, completion
 from sidecar.translate.content import remote_urls
 from sidecar.translate.framing import Event
 from sidecar.translate.json_lines import JSONLinesSplitter
-from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest
-from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
+from sidecar.translate.provider import Call, Head, Provider, Reply, StreamTranslator, UpstreamRequest, sayable
+from sidecar.translate.provider_errors import error_fields, kind_by_words, kind_of_status, make_error
 from sidecar.translate.providers.ollama_request import build
 from sidecar.translate.providers.openai import wants_usage
 from sidecar.translate.usage import NOT_JSON, count
@@ -117,13 +117,9 @@ class Ollama(Provider):
         return remote_urls(call.payload)
 
     def request(self, call: Call) -> UpstreamRequest:
-        try:
+        with sayable:
             body, dropped = build(self, call, str(call.edits.get("model", call.model)))
             raw = _encode(body)
-        except (*NOT_JSON, OverflowError, TypeError) as error:
-            raise BadRequestError(
-                "The gateway refused the request: its body is nested too deeply or is not valid."
-            ) from error
         return UpstreamRequest(
             path="/api/chat",
             headers=[(b"content-type", b"application/json")],
@@ -171,8 +167,9 @@ class Ollama(Provider):
     def error(self, call: Call, head: Head, body: bytes) -> ProviderError:
         fields = error_fields(body)
         return make_error(
-            self.name, head, kind=kind_of_status(head.status), now=call.now, fields=fields, keeps_names=False
-        )
+            self.name, head, kind=kind_by_words(kind_of_status(head.status), fields.get("message")), now=call.now,
+            fields=fields, keeps_names=False,
+        )  # fmt: skip
 
     def stated_error(self, call: Call, message: Any) -> ProviderError:
         """An error line in a stream or a 200 answer; it has no status."""

@@ -28,7 +28,7 @@ from sidecar.translate.provider import (
     judge,
     refuse_smuggling,
 )
-from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
+from sidecar.translate.provider_errors import SHAPES, error_fields, kind_by_words, kind_of_status, make_error
 from sidecar.translate.providers.responses_models import speaks_responses
 from sidecar.translate.signatures import may_be_packed, strip_ids
 from sidecar.translate.usage import (
@@ -72,7 +72,14 @@ _CODES: dict[str, ErrorKind] = {
     "server_error": "server",
     "overloaded": "overloaded",
     "overloaded_error": "overloaded",
+    "model_decommissioned": "not_found",
+    "exceed_context_size_error": "context_window",
+    "tokens_limit_reached": "context_window",
+    "data_inspection_failed": "content_policy",
+    "Arrearage": "quota",
+    "AccountOverdueError": "quota",
 }
+"""The last ones are Groq's, llama.cpp's, GitHub's, DashScope's and Volcengine's."""
 
 _STATED_STATUS = {
     "invalid_request_error": 400,
@@ -83,6 +90,21 @@ _STATED_STATUS = {
     "insufficient_quota": 429,
     "overloaded_error": 529,
 }
+
+
+_TOO_MUCH_AT_ONCE = "Request too large for"
+"""More tokens than the account may send in a minute: there is room for the requests of others."""
+
+
+def _kind_by_code(fields: Mapping[str, Any]) -> ErrorKind | None:
+    for name in ("code", "type"):
+        stated = fields.get(name)
+        if isinstance(stated, str):
+            if (found := _CODES.get(stated)) is not None:
+                return found
+            if stated.partition(".")[0].endswith("SensitiveContentDetected"):  # Volcengine
+                return "content_policy"
+    return None
 
 
 def output_cap_name(model: str) -> str:
@@ -197,6 +219,10 @@ class OpenAIDialect(Provider, is_abstract=True):
     def cap_of(self, call: Call) -> str:
         return self.cap_name(call.edits.get("model", call.model))
 
+    def responses_at(self, options: Mapping[str, str]) -> tuple[str, str]:
+        """Path and query of the Responses API, where `endpoints` says there is one."""
+        return "/responses", ""
+
     def request(self, call: Call) -> UpstreamRequest:
         changes, removed, dropped = self.changes(call)
         if changes or removed:
@@ -223,8 +249,11 @@ class OpenAIDialect(Provider, is_abstract=True):
         return Reply(body=body, usage=usage_from_openai(usage_of(view)))
 
     def stream(self, call: Call, head: Head) -> StreamTranslator:
-        is_hidden = self.forces_usage and bool(call.edits.get("include_usage", True)) and not wants_usage(call.payload)
-        return OpenAIStream(self, call, is_hidden)
+        return OpenAIStream(self, call, self.hides_usage(call))
+
+    def hides_usage(self, call: Call) -> bool:
+        """Whether the usage a stream ends with is there for us alone."""
+        return self.forces_usage and bool(call.edits.get("include_usage", True)) and not wants_usage(call.payload)
 
     def error(self, call: Call, head: Head, body: bytes) -> ProviderError:
         return self._error(call, head, error_fields(body), may_be_billed=False)
@@ -233,8 +262,10 @@ class OpenAIDialect(Provider, is_abstract=True):
         """An error object inside a 200 answer or a stream; its numeric code or status (Azure gives both), or else its
         type, says the status."""
         fields = error if isinstance(error, dict) else {"message": error}
-        kind = fields.get("type")
-        status = _STATED_STATUS.get(kind, 502) if isinstance(kind, str) else 502
+        kind, meant = fields.get("type"), _kind_by_code(fields)
+        status = _STATED_STATUS.get(kind, 0) if isinstance(kind, str) else 0
+        if not status:
+            status = 502 if meant is None else SHAPES[meant].status
         for code in (fields.get("status"), fields.get("code")):
             if isinstance(code, str) and code.isascii() and code.isdigit():
                 code = int(code[:4])
@@ -244,20 +275,24 @@ class OpenAIDialect(Provider, is_abstract=True):
         return self._error(call, stated, fields, may_be_billed=True)
 
     def _error(self, call: Call, head: Head, fields: dict[str, Any], *, may_be_billed: bool) -> ProviderError:
-        kind = kind_of_status(head.status)
-        for name in ("code", "type"):
-            stated = fields.get(name)
-            found = _CODES.get(stated) if isinstance(stated, str) else None
-            if found is not None and (head.status in (400, 402, 403, 429) or head.status >= 500):
-                kind = found
-                break
-        return make_error(
-            self.name, head, kind=kind, now=call.now, fields=fields, keeps_names=True, may_be_billed=may_be_billed
-        )
+        by_status = kind_of_status(head.status)
+        message = fields.get("message")
+        kind = kind_by_words(by_status, message)
+        keeps_names = kind == by_status
+        if keeps_names and (head.status in (400, 402, 403, 413, 429) or head.status >= 500):
+            kind = _kind_by_code(fields) or kind
+        error = make_error(
+            self.name, head, kind=kind, now=call.now, fields=fields, keeps_names=keeps_names,
+            may_be_billed=may_be_billed,
+        )  # fmt: skip
+        if kind == "rate_limit" and isinstance(message, str) and message.startswith(_TOO_MUCH_AT_ONCE):
+            error.cools_down = False
+        return error
 
 
 class OpenAI(OpenAIDialect):
     name = "openai"
+    endpoints = ("chat", "responses")
     auth = "bearer"
     default_base_url = "https://api.openai.com/v1"
     api_key_env = "OPENAI_API_KEY"
@@ -298,6 +333,20 @@ def _odd_error(data: bytes) -> dict[str, Any] | None:
     return error_fields(data) if is_error else None
 
 
+def _unframed_error(raw: bytes) -> dict[str, Any] | None:
+    """An error that is no event: the JSON body of a proxy's that said it was a stream, or llama.cpp's own field.
+    https://github.com/ggml-org/llama.cpp/pull/16109"""
+    text = raw.strip()
+    if text.startswith(b"error:"):
+        return error_fields(text[6:])
+    if not text.startswith(b"{") or b'"error"' not in text:
+        return None
+    try:
+        return error_fields(text) if "error" in msgspec.json.decode(text) else None
+    except NOT_JSON:
+        return None
+
+
 class OpenAIStream(StreamTranslator):
     """Passes events on byte for byte, except the usage-only chunk a client did not ask for. The `"usage": null` that
     the forced option adds to the other chunks stays: OpenAI's schema allows it, and no passing byte is rewritten."""
@@ -313,6 +362,12 @@ class OpenAIStream(StreamTranslator):
 
     def on_event(self, event: Event) -> bytes:
         name, data, raw = event
+        if not data and name != b"error":
+            if data is not None:
+                return b""  # llama.cpp's sign of life, at which the stock SDK would raise
+            if (stated := _unframed_error(raw)) is not None:
+                raise self._provider._stated_error(self._call, Head(200), stated)
+            return raw
         if data is None:
             return raw
         if data == b"[DONE]" or data.strip() == b"[DONE]":

@@ -13,8 +13,17 @@ from typing import Any
 
 import msgspec
 
-from sidecar.errors import BadRequestError, ProviderError, UpstreamBrokenError
-from sidecar.translate.provider import OPENAI_CHAT_FIELDS, Auth, Call, Head, Reply, StreamTranslator, UpstreamRequest
+from sidecar.errors import ProviderError, UpstreamBrokenError
+from sidecar.translate.provider import (
+    OPENAI_CHAT_FIELDS,
+    Auth,
+    Call,
+    Head,
+    Reply,
+    StreamTranslator,
+    UpstreamRequest,
+    sayable,
+)
 from sidecar.translate.provider_errors import error_fields
 from sidecar.translate.providers.openai import OpenAIDialect
 from sidecar.translate.providers.responses_answer import chat_usage, finish_reason, head_of, message_of
@@ -48,6 +57,7 @@ class Responses(OpenAIDialect):
     """`owner` is the provider whose deployments these are: its name stands in errors, its words are understood."""
 
     name = "openai-responses"
+    endpoints = ("chat", "responses")
     auth: Auth = "bearer"
     api_key_env = None
     docs_url = "https://platform.openai.com/docs/api-reference/responses/create"
@@ -96,13 +106,9 @@ class Responses(OpenAIDialect):
             self.name = owner.name
 
     def request(self, call: Call) -> UpstreamRequest:
-        try:
+        with sayable:
             body, dropped = build(self, call)
             encoded = msgspec.json.encode(body)
-        except (*NOT_JSON, OverflowError) as error:
-            raise BadRequestError(
-                "The gateway refused the request: its body is nested too deeply or is not valid UTF-8."
-            ) from error
         headers = [(b"content-type", b"application/json")]
         return UpstreamRequest(self.path, encoded, headers, dropped=tuple(dict.fromkeys(dropped)))
 

@@ -20,7 +20,7 @@ from sidecar.translate.fields import Drop, dropper
 from sidecar.translate.framing import Event
 from sidecar.translate.nested import NestedFields
 from sidecar.translate.provider import Auth, Call, Head, StreamTranslator, UpstreamRequest
-from sidecar.translate.provider_errors import error_fields, kind_of_status, make_error
+from sidecar.translate.provider_errors import error_fields, kind_by_words, kind_of_status, make_error
 from sidecar.translate.providers.openai import OpenAIStream, wants_usage
 from sidecar.translate.providers.reshaped import ReshapedDialect, ReshapedStream, choices_of
 
@@ -183,7 +183,7 @@ class Watsonx(ReshapedDialect):
         return make_error(
             self.name,
             head,
-            kind=kind or kind_of_status(head.status),
+            kind=kind_by_words(kind or kind_of_status(head.status), fields.get("message")),
             now=call.now,
             fields=fields,
             keeps_names=False,

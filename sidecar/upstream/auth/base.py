@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sidecar.errors import UpstreamCredentialError
+from sidecar.tasks import end
 from sidecar.types import Headers, Secret
 from sidecar.upstream.base import HttpRequest
 
@@ -106,9 +107,7 @@ class BearerAuthorizer:
         self._renew_at = now + self._retry_s if now < self._expires_at else now
 
     async def aclose(self) -> None:
-        if self._flight is not None:
-            self._flight.cancel()
-            await asyncio.gather(self._flight, return_exceptions=True)
+        await end([self._flight])
 
 
 def missing(extra: str, library: str) -> UpstreamCredentialError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from tests.identity.oidc.issuer import AUDIENCE, IssuerServer, issuer_server
 from tests.identity.source import Clock
 
 Build = Callable[..., TokenIssuers]
+PATIENCE_S = 60.0
+"""What an answer may take unless the test says otherwise: this machine may stand still for seconds."""
 
 
 @pytest.fixture
@@ -40,7 +43,9 @@ async def build(anyio_backend: str, clock: Clock, idp: IssuerServer) -> AsyncIte
     ) -> TokenIssuers:
         if issuers is None and introspections is None:
             issuers = [Issuer(**{"name": "corp", "issuer": idp.url, "audiences": (AUDIENCE,), **fields})]
-        made.append(TokenIssuers(issuers or [], introspections or [], clock=clock, **(options or {})))
+        default = Issuer.__dataclass_fields__["deadline_s"].default
+        issuers = [replace(one, deadline_s=PATIENCE_S) if one.deadline_s == default else one for one in issuers or ()]
+        made.append(TokenIssuers(issuers, introspections or [], clock=clock, **(options or {})))
         return made[-1]
 
     yield build
@@ -59,6 +64,7 @@ def endpoint(idp: IssuerServer) -> Callable[..., Introspection]:
             "url": f"{idp.url}/introspect",
             "client_id": "gw",
             "client_secret": Secret("s3:cr/t"),
+            "deadline_s": PATIENCE_S,
         }
         return Introspection(**{**given, **fields})
 

@@ -113,7 +113,7 @@ class IssuerServer:
 
     async def asked(self, times: int) -> None:
         """Returns once that many requests have arrived."""
-        async with asyncio.timeout(10), self._arrived:
+        async with asyncio.timeout(60), self._arrived:
             await self._arrived.wait_for(lambda: len(self.seen) >= times)
 
     def answer(self, request: Seen) -> Answer:

@@ -80,7 +80,7 @@ async def test_a_flood_of_tokens_opens_a_bounded_number_of_questions(
     assert idp.most_open <= 4
     idp.gate.clear()
     issuers = build([], [endpoint(max_parallel=1, deadline_s=0.2)])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         outcomes = await asyncio.gather(*(issuers.identify(f"more-{n}") for n in range(20)), return_exceptions=True)
     assert {type(one) for one in outcomes} == {UnavailableError}
 
@@ -208,10 +208,11 @@ async def test_a_revocation_counts_also_when_all_who_asked_have_left(
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     idp.gate.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while issuers.remembered:
             await asyncio.sleep(0.01)
-    await asyncio.sleep(0.01)  # the call that forgot it has to be over, else the next one joins it
+        while issuers._flights._tasks:  # the call that forgot it has to be over, else the next one joins it
+            await asyncio.sleep(0.01)
     idp.faults[ASK] = lambda: Answer(b"", 500)
     with pytest.raises(UnavailableError):
         await issuers.identify("at-1")
@@ -230,7 +231,8 @@ async def test_a_known_token_works_while_the_endpoint_is_down_up_to_its_hard_age
     asked = len(idp.seen)
     for _ in range(10):
         assert await issuers.identify("at-1") is not None
-        await asyncio.sleep(0.01)  # time enough for a question to arrive
+        await asyncio.sleep(0.01)  # time enough for more questions to arrive
+    await idp.asked(asked + 1)
     assert len(idp.seen) == asked + 1
     assert await issuers.identify("short") is not None
     clock.now += 1
@@ -246,7 +248,7 @@ async def test_a_known_token_works_while_the_endpoint_is_down_up_to_its_hard_age
 async def test_a_known_token_does_not_wait_for_an_endpoint_known_to_be_down(
     idp: IssuerServer, build: Build, endpoint: Endpoint, clock: Clock
 ) -> None:
-    issuers = build([], [endpoint(fresh_s=30, deadline_s=60)])
+    issuers = build([], [endpoint(fresh_s=30, deadline_s=3600)])
     idp.tokens["at-1"] = {"active": True, "sub": "alice"}
     await issuers.identify("at-1")
     idp.faults[ASK] = lambda: Answer(b"", 500)
@@ -254,14 +256,14 @@ async def test_a_known_token_does_not_wait_for_an_endpoint_known_to_be_down(
     assert await issuers.identify("at-1") is not None
     idp.gate.clear()
     clock.now += 2
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for _ in range(10):
             assert await issuers.identify("at-1") is not None
         await idp.asked(3)  # one question finds out whether it is back
     idp.tokens["at-1"] = {"active": False}
     idp.faults.clear()
     idp.gate.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while issuers.remembered:
             await asyncio.sleep(0.01)
     assert idp.count(ASK) == 3

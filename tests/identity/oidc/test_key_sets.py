@@ -149,7 +149,7 @@ async def test_nobody_waits_for_a_renewal_and_it_is_made_once(idp: IssuerServer,
         assert await issuers.identify(idp.token(sub=f"u{n}")) is not None
     await idp.asked(3)
     idp.gate.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while issuers.status()[0].loaded_at != clock.now:
             await asyncio.sleep(0.01)
     assert (idp.count(DOCUMENT), idp.count(JWKS)) == (1, 2)
@@ -243,7 +243,7 @@ async def test_a_faulty_answer_is_503_and_leaves_keys_in_hand_alone(
 async def test_an_issuer_that_does_not_answer_is_503_in_bounded_time(idp: IssuerServer, build: Build) -> None:
     issuers = build(deadline_s=0.2)
     idp.gate.clear()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await unavailable(issuers.identify(idp.token()), "within 0.2 s")
 
 

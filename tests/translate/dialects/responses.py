@@ -211,9 +211,11 @@ def _pieces(text: str, cut: int) -> list[str]:
     return [text[at : at + cut] for at in range(0, len(text), cut)]
 
 
-def _messages(items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _messages(items: str | list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
     for item in items:
-        if item["type"] == "message":
+        if item.get("type", "message") == "message":
             yield {"role": item["role"], "content": item["content"]}
         elif item["type"] in ("function_call_output", "custom_tool_call_output"):
             yield {"role": "tool", "content": item["output"]}

@@ -14,7 +14,7 @@ import trustme
 
 from sidecar.errors import BadRequestError
 from sidecar.upstream.media import MediaFetcher, MediaLimits, is_public
-from tests.upstream.support import PATIENCE_S, Peer, Script, Server, serving
+from tests.upstream.support import PATIENCE_S, Peer, Script, Server, serving, until
 
 pytestmark = pytest.mark.anyio
 
@@ -262,6 +262,7 @@ async def test_an_endless_body_is_cut_off_at_the_limit() -> None:
     async with serving(script) as server, fetching(allowed=LOOPBACK) as fetcher:
         with pytest.raises(BadRequestError, match="larger than"):
             await fetcher.fetch([url(server)])
+        await until(lambda: server.peers, "it was accepted")
         await server.peers[0].ended()
 
 
@@ -284,6 +285,7 @@ async def test_a_silent_server_is_given_up_and_its_connection_closed() -> None:
     async with serving(script) as server, fetching(allowed=LOOPBACK, limits=MediaLimits(total_s=0.2)) as fetcher:
         with pytest.raises(BadRequestError, match=r"longer than 0\.2 s"):
             await fetcher.fetch([url(server)])
+        await until(lambda: server.peers, "it was accepted")
         await server.peers[0].ended()
 
 

@@ -1,5 +1,6 @@
-"""The first schema: who calls (`keys`, `principals`), what changed, what jobs remember, and `spend` – on PostgreSQL
-range-partitioned by `exchange_id`, with a default one – with its daily totals; `prompts` for those who keep them."""
+"""The first schema: who calls (`keys`, `principals`), what changed, what jobs remember, and `spend` with its
+daily totals; `prompts` for those who keep them. On PostgreSQL both are range-partitioned by `exchange_id`, with a
+default partition."""
 
 from __future__ import annotations
 
@@ -156,13 +157,14 @@ def upgrade() -> None:
     _who()
     _jobs()
     is_postgresql = op.get_bind().dialect.name == "postgresql"
+    text = sa.Text(collation="C" if is_postgresql else None)
     op.create_table(
         "spend",
-        sa.Column("exchange_id", sa.Text(collation="C" if is_postgresql else None), primary_key=True),
+        sa.Column("exchange_id", text, primary_key=True),
         sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("at", sa.BigInteger, nullable=False),
-        sa.Column("key_hash", sa.Text, nullable=False),
+        sa.Column("key_hash", text, nullable=False),
         sa.Column("status", sa.Text, nullable=False),
         sa.Column("outcome", sa.Text, nullable=False),
         sa.Column("cost_nano", sa.BigInteger, nullable=False),
@@ -171,11 +173,11 @@ def upgrade() -> None:
         sa.Column("provider", sa.Text, nullable=False),
         sa.Column("model", sa.Text, nullable=False),
         sa.Column("key_alias", sa.Text),
-        sa.Column("user_id", sa.Text),
-        sa.Column("team_id", sa.Text),
+        sa.Column("user_id", text),
+        sa.Column("team_id", text),
         sa.Column("organization_id", sa.Text),
-        sa.Column("end_user_id", sa.Text),
-        sa.Column("request_id", sa.Text),
+        sa.Column("end_user_id", text),
+        sa.Column("request_id", text),
         *(sa.Column(f"{name}_tokens", sa.BigInteger) for name in _TOKENS),
         sa.Column("http_status", sa.Integer, nullable=False),
         sa.Column("is_stream", sa.Boolean, nullable=False),
@@ -192,7 +194,6 @@ def upgrade() -> None:
     for name in ("user_id", "team_id", "end_user_id"):
         where = sa.text(f"{name} IS NOT NULL")
         op.create_index(f"ix_spend_{name}_at", "spend", [name, "at"], postgresql_where=where, sqlite_where=where)
-    text = sa.Text(collation="C" if is_postgresql else None)
     op.create_table(
         "spend_daily",
         sa.Column("dimension", text, primary_key=True),
@@ -200,6 +201,14 @@ def upgrade() -> None:
         sa.Column("name", text, primary_key=True),
         sa.Column("provider", text, primary_key=True),
         sa.Column("model", text, primary_key=True),
+        *(sa.Column(name, sa.BigInteger, nullable=False) for name in _SUMS),
+        *(sa.Column(f"{name}_tokens", sa.BigInteger, nullable=False) for name in _TOKENS),
+    )
+    op.create_table(
+        "spend_daily_whole",
+        sa.Column("dimension", text, primary_key=True),
+        sa.Column("day_at", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("name", text, primary_key=True),
         *(sa.Column(name, sa.BigInteger, nullable=False) for name in _SUMS),
         *(sa.Column(f"{name}_tokens", sa.BigInteger, nullable=False) for name in _TOKENS),
     )
@@ -217,15 +226,29 @@ def upgrade() -> None:
         sa.Column("answer", sa.Text, nullable=False),
         sa.Column("request_cut", sa.Boolean, nullable=False),
         sa.Column("answer_cut", sa.Boolean, nullable=False),
+        postgresql_partition_by="RANGE (exchange_id)",
     )
     op.create_index("ix_prompts_at", "prompts", ["at"])
     if is_postgresql:
-        op.execute("CREATE TABLE spend_default PARTITION OF spend DEFAULT")
-        op.execute("ALTER TABLE spend_daily SET (fillfactor = 70)")  # its rows are updated all day
+        for table in ("spend", "prompts"):
+            op.execute(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
+        for table in ("spend_daily", "spend_daily_whole"):
+            op.execute(f"ALTER TABLE {table} SET (fillfactor = 70)")  # their rows are updated all day
 
 
 def downgrade() -> None:
-    for name in ("prompts", "spend_state", "spend_daily", "spend", "alerts", "leases", "jobs", "audit", "changes"):
+    for name in (
+        "prompts",
+        "spend_state",
+        "spend_daily_whole",
+        "spend_daily",
+        "spend",
+        "alerts",
+        "leases",
+        "jobs",
+        "audit",
+        "changes",
+    ):
         op.drop_table(name)
     for name in ("models", "principals", "keys"):
         op.drop_table(name)

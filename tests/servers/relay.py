@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -13,9 +14,11 @@ class Relay:
         self._target = (host, port)
         self._flows = asyncio.Event()
         self._flows.set()
+        self.stands_still = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_down = False
+        self._left: int | None = None
         self.server: asyncio.Server | None = None
 
     @property
@@ -26,8 +29,29 @@ class Relay:
 
     def freeze(self) -> None:
         self._flows.clear()
+        self.stands_still.set()
+
+    def freeze_after(self, pieces: int) -> None:
+        """Once so many more pieces of data have passed, to either side."""
+        self._left = pieces
+
+    async def holds_up(self, task: asyncio.Future[Any]) -> bool:
+        """Whether it comes to stand still before the task is over."""
+        standing = asyncio.ensure_future(self.stands_still.wait())
+        await asyncio.wait({task, standing}, return_when=asyncio.FIRST_COMPLETED)
+        standing.cancel()
+        return not task.done()
 
     def thaw(self) -> None:
+        self._left = None
+        self.stands_still.clear()
+        self._flows.set()
+
+    def move_on(self) -> None:
+        """What stands still does so for ever, as a connection whose other end is gone; new ones flow."""
+        self._left = None
+        self.stands_still.clear()
+        self._flows = asyncio.Event()
         self._flows.set()
 
     def hang_up(self) -> None:
@@ -69,6 +93,10 @@ class Relay:
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if self._left is not None:
+                    if self._left == 0:
+                        self.freeze()
+                    self._left = max(0, self._left - 1)
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
