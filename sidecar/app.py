@@ -357,6 +357,7 @@ def build_app(
         allowed_hosts=_LOOPBACK_NAMES if keys is None else None,
         # `sidecar serve` has waited for them already.
         grace_s=SETTLE_LIMIT_S if owns_process else config.server.grace_s,
+        again=partial(build_app, config, migrate=migrate, owns_process=owns_process, env=env),
     )
 
 

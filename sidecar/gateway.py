@@ -1,7 +1,8 @@
 """The whole gateway as one ASGI app: dispatch (default-deny), start-up once however it is mounted, orderly end.
 
-Neighbours: `app.build_app` composes one from a configuration; tests and host apps may compose their own. Rule: it
-works without lifespan (mounted apps get none) and touches neither logging nor signal handlers.
+Neighbours: `app.build_app` composes one from a configuration; tests and host apps may compose their own. Rules: it
+works without lifespan (mounted apps get none) – it starts with the first request and ends with the event loop – and
+touches neither logging nor signal handlers; what it is composed of serves one event loop and is not started again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sidecar.errors import (
     SidecarError,
     UnavailableError,
 )
+from sidecar.tasks import AGAIN_S
 from sidecar.translate.dialects import AT
 
 _OPEN_PATHS = frozenset(
@@ -56,7 +58,8 @@ class OwnRoute(Route):
 
 class Gateway:
     """`stack` serves the dialects; `routes` are our own endpoints; `starters` run once before the first request
-    (in order), `closers` at the end (in reverse)."""
+    (in order), `closers` at the end (in reverse). `again` makes another one like it, for the next event loop, as
+    test clients have one for each request; without it the same parts are started there."""
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Gateway:
         is_ready: Callable[[], bool] = lambda: True,
         allowed_hosts: frozenset[str] | None = None,
         grace_s: float = 30.0,
+        again: Callable[[], Gateway] | None = None,
     ) -> None:
         self.stack = stack
         self._router = Router(list(routes), redirect_slashes=False, default=_not_found)
@@ -78,6 +82,9 @@ class Gateway:
         self._is_ready = is_ready
         self._allowed_hosts = allowed_hosts
         self._grace_s = grace_s
+        self._again = again
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._starting: asyncio.Future[None] | None = None
         self._retry_start_at = 0.0
         self._is_started = False
@@ -110,7 +117,7 @@ class Gateway:
         if self._allowed_hosts is not None and (refusal := self._foreign(scope)) is not None:
             await error_response(refusal)(scope, receive, send)
             return
-        if not self._is_started:
+        if not self._is_started or self._loop is not asyncio.get_running_loop():
             try:
                 await self.start()
             except Exception as error:  # noqa: BLE001 - whatever a store raises, the client gets one clear 503
@@ -155,6 +162,8 @@ class Gateway:
 
     async def start(self) -> None:
         """Run the starters once; concurrent callers share the run. A failed start is tried again a second later."""
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            self._move(loop)
         if self._is_started:
             return
         if self._starting is None:
@@ -163,7 +172,23 @@ class Gateway:
             self._starting = asyncio.ensure_future(self._start())
         await asyncio.shield(self._starting)
 
+    def _move(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not None:
+            if self._loop.is_running():
+                raise UnavailableError(
+                    "The gateway serves another event loop of this process. Give each its own: build_app(config).",
+                    code="another_event_loop",
+                )
+            if self._again is not None:
+                other = self._again()
+                self.stack, self._router, self._render_metrics = other.stack, other._router, other._render_metrics
+                self._starters, self._closers, self._is_ready = other._starters, other._closers, other._is_ready
+            self._starting, self._retry_start_at, self._is_started, self._is_leaving = None, 0.0, False, False
+        self._loop = loop
+
     async def _start(self) -> None:
+        if self._ending is None or self._ending.done():
+            self._ending = asyncio.create_task(self._end_with_loop(), name="sidecar: end with the event loop")
         try:
             for starter in self._starters:
                 await starter()
@@ -174,6 +199,17 @@ class Gateway:
         finally:
             self._starting = None
 
+    async def _end_with_loop(self) -> None:
+        """Whoever ends an event loop (`asyncio.run`, servers, test clients) cancels its tasks and waits for them. Ours
+        come to their end first: cancelled a second time, a database's driver leaves its connection open."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if self._ending is (myself := asyncio.current_task()):
+                if others := asyncio.all_tasks() - {myself}:
+                    await asyncio.wait(others, timeout=AGAIN_S)
+                await self.aclose()
+
     def leave(self) -> None:
         """Not ready from now on, and each connection is for one answer; all else goes on until `aclose`. For whoever
         is told to stop while load balancers still send."""
@@ -183,6 +219,9 @@ class Gateway:
         """Not ready at once; wait for the requests in flight (bounded), then close in reverse order: all, also if one
         fails, which is raised then."""
         self.leave()
+        ending, self._ending = self._ending, None
+        if ending is not None and ending is not asyncio.current_task():
+            ending.cancel()
         if self._in_flight:
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):

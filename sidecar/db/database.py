@@ -20,7 +20,9 @@ from sidecar.db.breaker import Breaker
 from sidecar.errors import UnavailableError
 
 if TYPE_CHECKING:
+    import aiosqlite
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_TIMEOUT_S = 10.0
 LENT_S = 2.0
@@ -44,6 +46,8 @@ class Database:
         self._clock = clock
         self._pool_size = pool_size
         self._engine: AsyncEngine | None = None
+        self._lent: set[ConnectionPoolEntry] = set()
+        self._files: set[aiosqlite.Connection] = set()
         self.breaker = Breaker()
 
     def __repr__(self) -> str:
@@ -53,6 +57,7 @@ class Database:
     def engine(self) -> AsyncEngine:
         if self._engine is None:
             self._engine = self._make_engine()
+            _follow(self._engine, self._lent)
         return self._engine
 
     async def connect(self) -> None:
@@ -135,14 +140,36 @@ class Database:
         engine, self._engine = self._engine, None
         if engine is None:
             return
-        lent: Callable[[], int] = getattr(engine.pool, "checkedout", int)
         loop = asyncio.get_running_loop()
         until = loop.time() + LENT_S
-        while lent() and loop.time() < until:  # noqa: ASYNC110 - the pool tells nobody
+        # The pool tells nobody.
+        while self._lent and len(asyncio.all_tasks()) > 1 and loop.time() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+        # SQLAlchemy gives one back in a task, which the loop's end cancels.
+        for entry in tuple(self._lent):
+            entry.invalidate()
         with contextlib.suppress(TimeoutError):  # a server that stands still: the driver waits for its goodbye
             async with asyncio.timeout(LENT_S if self.dialect == "postgresql" else None):
                 await engine.dispose()
+        await self._end_threads()
+
+    def _connect_sqlite(self, *args: Any, **options: Any) -> aiosqlite.Connection:
+        import aiosqlite
+
+        connection = aiosqlite.connect(*args, **options)
+        connection._thread.daemon = True  # as SQLAlchemy does it
+        self._files = {connection, *(file for file in self._files if file._thread.is_alive())}
+        return connection
+
+    async def _end_threads(self) -> None:
+        """Each SQLite connection is a thread; one that outlives the event loop fails loudly."""
+        for file in self._files:
+            if file._thread.is_alive():
+                file.stop()  # also if its opening was cancelled
+        until = time.monotonic() + LENT_S
+        while any(file._thread.is_alive() for file in self._files) and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        self._files.clear()
 
     async def _migrate_in_child(self) -> None:
         child = await asyncio.create_subprocess_exec(
@@ -190,7 +217,8 @@ class Database:
         url = sa.make_url(_known_scheme(self._url)).set(drivername="sqlite+aiosqlite")
         if url.database and url.database != ":memory:":
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+        connecting = {"timeout": BUSY_TIMEOUT_S, "async_creator_fn": self._connect_sqlite}
+        engine = create_async_engine(url, connect_args=connecting)
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         sa.event.listen(engine.sync_engine, "invalidate", _roll_back_sqlite)
         return engine
@@ -208,6 +236,13 @@ async def migrate(url: str) -> None:
 def _known_scheme(url: str) -> str:
     scheme, _, rest = url.partition("://")
     return f"{'sqlite' if scheme.lower().startswith('sqlite') else 'postgresql'}://{rest}"
+
+
+def _follow(engine: AsyncEngine, lent: set[ConnectionPoolEntry]) -> None:
+    import sqlalchemy as sa
+
+    sa.event.listen(engine.sync_engine, "checkout", lambda _, entry, __: lent.add(entry))
+    sa.event.listen(engine.sync_engine, "checkin", lambda _, entry: lent.discard(entry))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

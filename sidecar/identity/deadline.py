@@ -53,7 +53,8 @@ class Deadline:
     def _let_go(self, task: asyncio.Task[Any]) -> None:
         self._leaving.add(task)
         task.add_done_callback(self._left)
-        task.cancel()
+        if not task.cancelling():  # together with its caller, by the loop's end: a second time breaks off its clean-up
+            task.cancel()
 
     def _left(self, task: asyncio.Task[Any]) -> None:
         self._leaving.discard(task)
