@@ -58,8 +58,8 @@ class OwnRoute(Route):
 
 class Gateway:
     """`stack` serves the dialects; `routes` are our own endpoints; `starters` run once before the first request
-    (in order), `closers` at the end (in reverse). `again` makes another one like it, for the next event loop, as
-    test clients have one for each request; without it the same parts are started there."""
+    (in order), `closers` at the end (in reverse). `again` makes another one like it, for the next start: test
+    clients have an event loop for each request. Without it the same parts are started again."""
 
     def __init__(
         self,
@@ -89,6 +89,7 @@ class Gateway:
         self._retry_start_at = 0.0
         self._is_started = False
         self._is_leaving = False
+        self._is_ended = False
         self._in_flight = 0
         self._idle: asyncio.Event | None = None
 
@@ -162,8 +163,8 @@ class Gateway:
 
     async def start(self) -> None:
         """Run the starters once; concurrent callers share the run. A failed start is tried again a second later."""
-        if self._loop is not (loop := asyncio.get_running_loop()):
-            self._move(loop)
+        if self._loop is not (loop := asyncio.get_running_loop()) or self._is_ended:
+            self._compose(loop)
         if self._is_started:
             return
         if self._starting is None:
@@ -172,18 +173,19 @@ class Gateway:
             self._starting = asyncio.ensure_future(self._start())
         await asyncio.shield(self._starting)
 
-    def _move(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is not None:
-            if self._loop.is_running():
-                raise UnavailableError(
-                    "The gateway serves another event loop of this process. Give each its own: build_app(config).",
-                    code="another_event_loop",
-                )
+    def _compose(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop not in (None, loop) and self._loop.is_running():
+            raise UnavailableError(
+                "The gateway serves another event loop of this process. Give each its own: build_app(config).",
+                code="another_event_loop",
+            )
+        if self._loop is not None or self._is_ended:
             if self._again is not None:
                 other = self._again()
                 self.stack, self._router, self._render_metrics = other.stack, other._router, other._render_metrics
                 self._starters, self._closers, self._is_ready = other._starters, other._closers, other._is_ready
-            self._starting, self._retry_start_at, self._is_started, self._is_leaving = None, 0.0, False, False
+            self._starting, self._retry_start_at = None, 0.0
+            self._is_started = self._is_leaving = self._is_ended = False
         self._loop = loop
 
     async def _start(self) -> None:
@@ -232,6 +234,7 @@ class Gateway:
                     stack.push_async_callback(closer)
         finally:
             self._is_started = False
+            self._is_ended = True
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Any = None) -> AsyncIterator[None]:

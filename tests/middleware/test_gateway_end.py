@@ -71,6 +71,15 @@ def test_a_gateway_that_nobody_ends_ends_with_the_loop_and_starts_anew_on_the_ne
     assert [parts.told for parts in composing.made] == [["opened", "closed"]] * 3
 
 
+async def test_one_that_was_ended_starts_anew_on_the_same_loop() -> None:
+    composing = Composing()
+    gateway = composing()
+    for _ in range(2):
+        async with gateway.lifespan():
+            pass
+    assert [parts.told for parts in composing.made] == [["opened", "closed"]] * 2
+
+
 def test_one_that_was_ended_is_not_ended_again_with_the_loop() -> None:
     async def host() -> None:
         async with gateway.lifespan():
