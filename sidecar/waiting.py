@@ -20,7 +20,9 @@ from sidecar.types import Headers, Identity
 
 T = TypeVar("T")
 LOOK_AGAIN_S = 1.0
-"""The first of a line asks again after this at the latest: room may come sooner than it was told."""
+"""The first of a line asks again after this at the latest: others may make room sooner than it was told."""
+LOOKS_A_SECOND = 100
+"""All lines together; what ends in this process is known at once."""
 _LOOK_APART_S = 0.02
 """And not more often than this, however many requests end meanwhile."""
 PRIORITY_HEADER = b"x-sidecar-priority"
@@ -141,7 +143,7 @@ class WaitingRoom:
                 if waiter.line != name:
                     self._stand(waiter, name, refusal)
                 if after_s is not None and refusal is not None:
-                    self._ask_after(name, min(after_s, LOOK_AGAIN_S))
+                    self._ask_after(name, min(after_s, max(LOOK_AGAIN_S, len(self._states) / LOOKS_A_SECOND)))
                 if not exchange.queue_place:
                     exchange.queue_place = self.lines.place(waiter)
                 woken = await self._turn(waiter, exchange, until)
@@ -201,12 +203,15 @@ class WaitingRoom:
         if state.handle is not None:
             state.handle.cancel()
 
-    def freed(self) -> None:
-        """A request ended: what it had taken may be what others wait for."""
+    def freed(self, lines: Callable[[], Iterable[str]]) -> None:
+        """A request ended: what it had taken may be what the first of these wait for."""
         if not self.lines.count:
             return
         now = asyncio.get_running_loop().time()
-        for name, state in self._states.items():
+        for name in lines():
+            state = self._states.get(name)
+            if state is None:
+                continue
             if state.is_asking:
                 state.has_news = True
             else:

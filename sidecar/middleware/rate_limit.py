@@ -79,7 +79,7 @@ class RateLimitMiddleware:
             finally:
                 await finish(exchange, self.policy)
                 if self.room is not None:
-                    self.room.freed()
+                    self.room.freed(lambda: lines_of(exchange, self.policy))
         finally:
             if is_mine:
                 close_exchange(exchange)

@@ -82,6 +82,8 @@ class RouteMiddleware:
         self.continuations = continuations
         self.draw = draw
         self.applies = applies
+        self._lines: dict[str, frozenset[str]] = {}
+        """Of those in which requests wait: the deployments that may serve them."""
         self._version = catalog.version
         self._plain = Here(self.router, draw, is_counting=places is None)
         """Of all requests that need no view of their own."""
@@ -209,9 +211,28 @@ class RouteMiddleware:
     async def _in_line(
         self, room: WaitingRoom, scope: Scope, exchange: Exchange, candidates: Candidates, send: Send
     ) -> None:
-        """While all deployments are full it waits, with what it was admitted with."""
+        """While all deployments are full it waits, with what it was admitted with, behind those that the same ones may
+        serve: nobody waits for others than these."""
         started_at = exchange.now()
-        name = f"deployments:{candidates[0].group}"
+        line: tuple[str, frozenset[str]] | None = None
+
+        def name() -> str:
+            nonlocal line
+            if line is None:
+                tagged = (
+                    candidates.for_tags(exchange.tags or exchange.caller.tags) if candidates.has_tags else candidates
+                )
+                ids = frozenset(d.deployment_id for d in tagged)
+                line = "\0".join(("deployments", *sorted(ids))), ids
+            return line[0]
+
+        def line_of(error: RateLimitedError) -> str | None:
+            if error.code != "deployments_full" or exchange.attempts:
+                return None
+            found = name()
+            assert line is not None
+            self._lines[found] = line[1]
+            return found
 
         async def go(is_in: Callable[[], None]) -> None:
             async def begins(exchange: Exchange, attempt: Attempt) -> None:
@@ -223,21 +244,28 @@ class RouteMiddleware:
             finally:
                 if begins in exchange.before_attempt:
                     exchange.before_attempt.remove(begins)
-                room.freed()
+                used = {attempt.deployment.deployment_id for attempt in exchange.attempts}
+                room.freed(lambda: self._lines_for(room, used))
 
         try:
             await room.through(
                 scope,
                 exchange,
                 go,
-                lines=lambda: (name,),
-                line_of=lambda error: name if error.code == "deployments_full" and not exchange.attempts else None,
+                lines=lambda: (name(),),
+                line_of=line_of,
                 until_at=started_at + self.policy_of(exchange, started_at).deadline_s,
             )
         except asyncio.CancelledError:
             if not exchange.attempts:
                 exchange.outcome = exchange.outcome or "client_left"  # nothing was sent: nothing is charged
             raise
+
+    def _lines_for(self, room: WaitingRoom, used: set[str]) -> list[str]:
+        """Those whose requests one of these deployments may serve."""
+        for name in [name for name in self._lines if name not in room.lines]:
+            del self._lines[name]
+        return [name for name, served_by in self._lines.items() if not used.isdisjoint(served_by)]
 
     def _plan(
         self,

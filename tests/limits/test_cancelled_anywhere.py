@@ -60,7 +60,7 @@ async def test_a_request_cancelled_after_any_number_of_turns_leaves_nothing(
             await asyncio.sleep(0)
         if before is not None:
             await admission.settle(before, tokens=0, cost_nano=0)
-            room.freed()
+            room.freed(room.lines.names)
         for _ in range(turns - turns // 2):
             await asyncio.sleep(0 if turns % 2 else 0.0005)
         task.cancel()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
 
 from sidecar.routing.line import Lines, Waiter
 
@@ -107,3 +112,56 @@ def test_one_that_changes_its_line_leaves_the_first() -> None:
 
 def test_a_room_without_places_takes_nobody() -> None:
     assert Lines(0).join(Waiter("a"), "l") == (False, None)
+
+
+def test_who_gives_way_is_known_also_after_many_came_and_went() -> None:
+    """Against counting all of them anew each time."""
+    draw = random.Random(7)
+    lines, standing = Lines(12), list[Waiter]()
+    for _ in range(5000):
+        if standing and draw.random() < 0.4:
+            lines.leave(standing.pop(draw.randrange(len(standing))), is_served=draw.random() < 0.5)
+            continue
+        newcomer = Waiter(draw.choice("abcde"), draw.choice((0, 0, 0, 1)))
+        lowest = min((w.priority for w in standing), default=0)
+        counts = Counter(w.owner for w in standing if w.priority == lowest)
+        most = max(counts.values(), default=0)
+        is_full = lines.count == lines.size
+        comes = newcomer.priority > lowest
+        comes |= newcomer.priority == lowest and counts[newcomer.owner] + 1 < most
+        is_in, gone = lines.join(newcomer, draw.choice(("one", "other")))
+        assert is_in == (not is_full or comes)
+        if gone is not None:
+            assert (gone.priority, counts[gone.owner]) == (lowest, most)
+            later = standing[standing.index(gone) + 1 :]
+            assert not [w for w in later if (w.priority, w.owner) == (gone.priority, gone.owner)]
+            standing.remove(gone)
+        if is_in:
+            standing.append(newcomer)
+        assert lines.count == len(standing)
+
+
+@pytest.mark.parametrize("way", ["a newcomer has to be refused", "one joins and leaves"])
+def test_a_full_room_costs_no_more_the_more_keys_wait(way: str) -> None:
+    def steps(keys: int) -> int:
+        lines = Lines(keys if way.startswith("a newcomer") else keys + 1)
+        stand(lines, *map(str, range(keys)))
+        count = 0
+
+        def count_steps(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal count
+            count += 1
+            frame.f_trace_opcodes = True
+            return count_steps
+
+        waiter = Waiter("new")
+        sys.settrace(count_steps)
+        try:
+            if lines.join(waiter, "l")[0]:
+                lines.place(waiter)
+                lines.leave(waiter)
+        finally:
+            sys.settrace(None)
+        return count
+
+    assert steps(4000) < 2 * steps(40)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sidecar import waiting
 from sidecar.asgi import ASGIApp, Scope
 from sidecar.limits.store.memory import MemoryStore
 from sidecar.middleware.auth import AuthMiddleware
@@ -23,7 +24,7 @@ from sidecar.middleware.spend import SpendMiddleware
 from sidecar.middleware.translate import TranslateMiddleware
 from sidecar.places import DeploymentPlaces
 from sidecar.routing.catalog import Catalog
-from sidecar.types import Identity, Limits, Principal
+from sidecar.types import Deployment, Identity, Limits, Principal
 from sidecar.waiting import WaitingRoom
 from tests.asgi import Answer, call
 from tests.faults.provider import Fault
@@ -69,10 +70,13 @@ class Held(Speaker):
         self.go = asyncio.Event()
         self.go.set()
         self.order: list[str] = []
+        self.by: dict[str, asyncio.Event] = {}
+        """Deployments that answer when they are told to."""
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        self.order.append(scope["sidecar"].caller.key_alias)
-        await self.go.wait()
+        exchange = scope["sidecar"]
+        self.order.append(exchange.caller.key_alias)
+        await self.by.get(exchange.attempt.deployment.deployment_id, self.go).wait()
         await super().__call__(scope, receive, send)
 
 
@@ -80,13 +84,13 @@ class Held(Speaker):
 class Stack:
     room: WaitingRoom
     identities: tuple[Identity, ...]
-    deployment: Any = DEPLOYMENT
+    deployments: tuple[Deployment, ...] = (DEPLOYMENT,)
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         self.speaker = Held()
         self.rows = Rows()
-        catalog = Catalog([self.deployment])
+        catalog = Catalog(self.deployments)
         self.policy = make_policy(catalog, clock=self.clock)
         app: ASGIApp = TranslateMiddleware(self.speaker)
         places = DeploymentPlaces(self.policy.admission)
@@ -265,7 +269,7 @@ async def test_a_client_that_leaves_gives_its_place_back(no_tasks_left: None) ->
 
 async def test_a_full_deployment_is_waited_for_with_what_was_admitted(no_tasks_left: None) -> None:
     narrow = replace(DEPLOYMENT, limits=Limits(concurrency=1))
-    stack = Stack(WaitingRoom(size=100), (replace(CALLER, key_alias="a"), key("b")), narrow)
+    stack = Stack(WaitingRoom(size=100), (replace(CALLER, key_alias="a"), key("b")), (narrow,))
     stack.speaker.go.clear()
     calls = [stack.begin("a")]
     await eventually(lambda: len(stack.speaker.order) == 1)
@@ -281,9 +285,93 @@ async def test_a_full_deployment_is_waited_for_with_what_was_admitted(no_tasks_l
     assert len(stack.rows.records) == 4
 
 
+@pytest.fixture
+def no_looking_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "LOOK_AGAIN_S", 1000.0)
+
+
+class Regions:
+    """A deployment in each of two regions, one call at a time; both answer when they are told to."""
+
+    def __init__(self) -> None:
+        regions = (
+            replace(DEPLOYMENT, deployment_id=name, tags=(name,), limits=Limits(concurrency=1)) for name in ("eu", "us")
+        )
+        self.stack = Stack(WaitingRoom(size=100), tuple(map(key, "abc")), tuple(regions))
+        self.eu, self.us = asyncio.Event(), asyncio.Event()
+        self.stack.speaker.by = {"eu": self.eu, "us": self.us}
+
+    async def begin(self, name: str, tags: str) -> asyncio.Task[Answer]:
+        count = len(self.stack.speaker.order)
+        task = self.stack.begin(name, x_sidecar_tags=tags)
+        await eventually(lambda: len(self.stack.speaker.order) > count)
+        return task
+
+
+async def test_nobody_waits_behind_those_whom_others_will_serve(no_tasks_left: None, no_looking_again: None) -> None:
+    regions = Regions()
+    stack = regions.stack
+    calls = [await regions.begin("a", "eu"), stack.begin("a", x_sidecar_tags="eu")]
+    await stack.waiting(1)
+    regions.us.set()
+    for tags in ("us", "eu,us"):
+        answer = await stack.ask("b", x_sidecar_tags=tags)
+        assert (answer.status, answer.headers.get("x-sidecar-queue")) == (200, None)
+    assert stack.room.lines.count == 1
+    regions.eu.set()
+    assert {answer.status for answer in await asyncio.gather(*calls)} == {200}
+    assert stack.is_empty()
+
+
+@pytest.mark.parametrize("first", ["eu", "us"])
+async def test_who_may_be_served_by_several_is_told_of_each(
+    first: str, no_tasks_left: None, no_looking_again: None
+) -> None:
+    regions = Regions()
+    stack = regions.stack
+    calls = [await regions.begin("a", "eu"), await regions.begin("b", "us"), stack.begin("c", x_sidecar_tags="eu,us")]
+    await stack.waiting(1)
+    (regions.eu if first == "eu" else regions.us).set()
+    assert (await calls[2]).status == 200
+    assert not calls[1 if first == "eu" else 0].done()
+    regions.eu.set()
+    regions.us.set()
+    await asyncio.gather(*calls)
+    assert stack.is_empty()
+    await stack.ask("a", x_sidecar_tags="eu")
+    assert not [name for name in stack.route._lines if name in stack.room.lines]
+
+
+async def test_keys_that_wait_for_limits_of_their_own_ask_nothing_when_others_requests_end(
+    no_tasks_left: None, no_looking_again: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 150
+    keys = [key(f"k{number}", limits=Limits(rpm=1)) for number in range(count)]
+    stack = Stack(WaitingRoom(size=1000, max_wait_s=200), (*keys, key("free", limits=Limits(rpm=1000, concurrency=5))))
+    for number in range(count):
+        await stack.ask(f"k{number}")
+    calls = [stack.begin(f"k{number}") for number in range(count)]
+    await stack.waiting(count)
+    asked: list[str] = []
+    acquire = stack.policy.admission.store.acquire
+
+    async def counted(*arguments: Any, **named: Any) -> Any:
+        asked.append(arguments[0])
+        return await acquire(*arguments, **named)
+
+    monkeypatch.setattr(stack.policy.admission.store, "acquire", counted)
+    for _ in range(20):
+        assert (await stack.ask("free")).status == 200
+    assert len(asked) == 20
+    for task in calls:
+        task.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert stack.is_empty()
+
+
 async def test_who_leaves_a_full_deployments_line_pays_nothing(no_tasks_left: None) -> None:
     narrow = replace(DEPLOYMENT, limits=Limits(concurrency=1))
-    stack = Stack(WaitingRoom(size=100), (replace(CALLER, key_alias="a"),), narrow)
+    stack = Stack(WaitingRoom(size=100), (replace(CALLER, key_alias="a"),), (narrow,))
     stack.speaker.go.clear()
     running = stack.begin("a")
     await eventually(lambda: len(stack.speaker.order) == 1)
@@ -305,7 +393,7 @@ async def test_cancelled_at_any_point_nothing_is_left_and_the_line_moves_on(no_t
     for limits, own in ((Limits(concurrency=1), Limits()), (Limits(), Limits(concurrency=1))):
         for turns in range(40):
             stack = Stack(
-                WaitingRoom(size=10), (key("a", limits=limits),), replace(DEPLOYMENT, limits=own)
+                WaitingRoom(size=10), (key("a", limits=limits),), (replace(DEPLOYMENT, limits=own),)
             )  # fmt: skip
             stack.speaker.go.clear()
             running = stack.begin("a")
