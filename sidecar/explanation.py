@@ -95,7 +95,7 @@ class Explainer:
         candidates = self._catalog.candidates(model, caller)
         cap = self._output_cap(payload, raw, caller, candidates)
         if candidates.has_tags:
-            candidates = candidates.for_tags(tags)
+            candidates = candidates.for_tags(tags, caller.tags)
         if not candidates:
             raise NotFoundError(
                 f"The gateway has no deployment of '{model[:128]}' for requests with these tags.",

@@ -219,9 +219,7 @@ class RouteMiddleware:
         def name() -> str:
             nonlocal line
             if line is None:
-                tagged = (
-                    candidates.for_tags(exchange.tags or exchange.caller.tags) if candidates.has_tags else candidates
-                )
+                tagged = _tagged(exchange, candidates)
                 ids = frozenset(d.deployment_id for d in tagged)
                 line = "\0".join(("deployments", *sorted(ids))), ids
             return line[0]
@@ -315,7 +313,7 @@ class RouteMiddleware:
     async def _look(self, exchange: Exchange, candidates: Candidates, here: Here) -> Candidates:
         """Those for the request's tags, and its size for their limits."""
         if candidates.has_tags:
-            candidates = candidates.for_tags(exchange.tags or exchange.caller.tags)
+            candidates = _tagged(exchange, candidates)
             if not candidates:
                 raise NotFoundError(
                     f"The gateway has no deployment of '{exchange.model[:128]}' for requests with these tags. "
@@ -329,6 +327,13 @@ class RouteMiddleware:
             tokens_in -= exchange.carried_tokens  # a bound for money; rates learn the count when it is told
             here.tokens = tokens_in + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS)
         return candidates
+
+
+def _tagged(exchange: Exchange, candidates: Candidates) -> Candidates:
+    if not candidates.has_tags:
+        return candidates
+    own = exchange.caller.tags
+    return candidates.for_tags(exchange.tags or own, own)
 
 
 def _advance(plan: Plan, outcome: Said | None) -> Try | Wait | float | None:

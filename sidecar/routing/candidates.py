@@ -98,13 +98,22 @@ class Candidates(tuple[Deployment, ...]):
                 self.parts[name] = found
         return found
 
-    def for_tags(self, tags: Sequence[str]) -> Candidates:
-        """Those a request with these tags may use. One that carries a tag serves only requests that have one of its
-        tags; where any deployment has one of the request's, only such serve it: a region is left for no fallback."""
-        wanted = self.tags.intersection(tags)
+    def for_tags(self, tags: Sequence[str], own: Sequence[str] = ()) -> Candidates:
+        """Those a request with these tags may use, of a key with its `own`. One that carries a tag serves only requests
+        that have one of its tags; where any deployment has one of the request's, only such serve it: a region is left
+        for no fallback, and a key's for no tag its client adds."""
+        bound = self.tags.intersection(own)
+        asked = self.tags.intersection(tags) - bound
+
+        def serves(deployment: Deployment) -> bool:
+            if bound or asked:
+                has = deployment.tags
+                return not (bound and bound.isdisjoint(has)) and not (asked and asked.isdisjoint(has))
+            return not deployment.tags
+
         # Who asks chooses the tags: not all there can be are kept.
-        name = "\0".join(["tags", *sorted(wanted)]) if len(self.parts) < _KEPT else ""
-        return self.only(lambda d: not wanted.isdisjoint(d.tags) if wanted else not d.tags, name)
+        name = "\0".join(["tags", *sorted(bound), "", *sorted(asked)]) if len(self.parts) < _KEPT else ""
+        return self.only(serves, name)
 
 
 def _levels(groups: Sequence[Sequence[Deployment]]) -> Levels:

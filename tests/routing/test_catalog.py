@@ -132,6 +132,26 @@ def test_a_tag_chooses_among_all_candidates(tags: tuple[str, ...], expected: lis
     assert names(Candidates.of([[EU, US, PLAIN], [F]]).for_tags(tags)) == expected
 
 
+@pytest.mark.parametrize(
+    ("own", "asked", "expected"),
+    [
+        (("eu",), (), ["eu"]),
+        (("eu",), ("us",), []),
+        (("eu", "team-7"), ("x",), ["eu"]),
+        (("us",), ("fast",), ["us"]),
+        (("eu", "us"), ("us",), ["eu", "us"]),
+        (("eu", "us"), ("fast",), ["us"]),
+        (("team-7",), ("us",), ["us"]),
+    ],
+)
+def test_what_a_request_adds_to_its_keys_tags_leads_to_no_other_region(
+    own: tuple[str, ...], asked: tuple[str, ...], expected: list[str]
+) -> None:
+    every = Candidates.of([[EU, US, PLAIN], [F]])
+    for _ in range(2):  # the second is one that is kept
+        assert names(every.for_tags((*own, *asked), own)) == expected
+
+
 def test_made_up_tags_find_what_was_found_before_and_are_not_kept() -> None:
     every = Candidates.of([[EU, US, PLAIN], [F]])
     assert every.for_tags(("eu", "x")) is every.for_tags(("y", "eu"))
