@@ -41,6 +41,7 @@ _TOO_LONG = re.compile(
     r"|(?:invalid request: )?your request exceeded model token limit"  # Moonshot
     r"|request body too large for \S{1,100} model\. max size: \d+ tokens"  # GitHub Models
     r"|the input length exceeds the context length"  # Ollama
+    r"|(?:400 bad request: )?prompt too long; exceeded max context length"  # Ollama's cloud
     r"|trying to keep the first \d+ tokens when context"  # LM Studio
     r"|invalid input argument for model '[^']{1,200}': the number of input tokens"  # watsonx.ai
 )
@@ -49,7 +50,8 @@ https://github.com/vllm-project/vllm/issues/20409 · https://github.com/cline/cl
 https://github.com/Aider-AI/aider/issues/3721 (OpenRouter) · https://github.com/ggml-org/llama.cpp/pull/15780 ·
 https://github.com/fw-ai/cookbook/issues/134 (Fireworks) · https://github.com/stanford-crfm/helm/issues/2080 (Together)
 https://github.com/agentscope-ai/QwenPaw/issues/6255 (DashScope) · https://github.com/MiniMax-AI/MiniMax-M2/issues/119
-https://github.com/cline/cline/issues/995 (GitHub Models)"""
+https://github.com/cline/cline/issues/995 (GitHub Models) ·
+https://github.com/openJiuwen-ai/jiuwenswarm/issues/12 (Ollama)"""
 _UNSAFE = re.compile(
     r"Content Exists Risk\Z"  # DeepSeek
     r"|Content violates usage guidelines"  # xAI, with 403
@@ -59,11 +61,23 @@ _UNSAFE = re.compile(
 """https://github.com/deepseek-ai/DeepSeek-V2/issues/30 · https://github.com/UKGovernmentBEIS/inspect_ai/pull/2267"""
 _NO_MONEY = re.compile(
     r"Insufficient balance or no resource package"  # Z.ai, with 429
+    r"|you(?:'ve| \([^)]{1,100}\) have) reached your \w{1,20} usage limit"  # Ollama's cloud, with 429: hours to a week
     r"|Your (?:newly created )?teams? (?:\S{1,100} )?(?:has either used all available credits|doesn't have any credits)"
 )
-"""The last is xAI's, with 429 or 403. https://docs.z.ai/api-reference/api-code"""
-_NO_MODEL = re.compile(r"Model Not Exist\Z|\S{1,200} is not a valid model ID\b")
-"""DeepSeek's and OpenRouter's, with 400: another deployment may have it. https://github.com/langbot-app/LangBot/issues/1643"""
+"""The last is xAI's, with 429 or 403. https://docs.z.ai/api-reference/api-code ·
+https://github.com/continuedev/continue/issues/11444 (Ollama)"""
+_NO_MODEL = re.compile(
+    r"Model Not Exist\Z|\S{1,200} is not a valid model ID\b"  # DeepSeek; OpenRouter
+    r"|\"[^\"]{1,200}\" does not support chat\Z|this server cannot run this remote model\Z"  # Ollama
+)
+"""With 400: another deployment may have it. https://github.com/langbot-app/LangBot/issues/1643 ·
+https://github.com/ollama/ollama/blob/main/server/routes.go"""
+_ASKED_TOO_MUCH = re.compile(
+    r"(?:Failed to create new sequence: failed to process inputs: )?this model is missing data required for image input"
+    r"|invalid JSON schema in format\Z|invalid format: (?s:.{1,2000}?); expected \"json\""
+)
+"""Ollama's, with 500: it is the request's fault, and nobody else's has to wait.
+https://github.com/valentinfrlch/ha-llmvision/issues/691 · https://github.com/ollama/ollama/blob/main/llm/server.go"""
 _NOT_VERIFIED = "Your organization must be verified to"
 """OpenAI's, with 400 and a code for the client. https://github.com/chatboxai/chatbox/issues/2263"""
 _KEY_REFUSED = "Incorrect API key provided"
@@ -72,8 +86,10 @@ _KEY_REFUSED = "Incorrect API key provided"
 
 def kind_by_words(kind: ErrorKind, message: Any) -> ErrorKind:
     """A finer kind than that of the status, for vendors whose message alone tells it."""
-    if kind not in ("bad_request", "too_large", "permission", "rate_limit") or not isinstance(message, str):
+    if kind not in ("bad_request", "too_large", "permission", "rate_limit", "server") or not isinstance(message, str):
         return kind
+    if kind == "server":
+        return "bad_request" if _ASKED_TOO_MUCH.match(message) is not None else kind
     if kind in ("permission", "rate_limit") and _NO_MONEY.match(message) is not None:
         return "quota"
     if kind == "rate_limit":
@@ -118,6 +134,7 @@ SHAPES: dict[ErrorKind, Shape] = {
 }
 
 # 412: a chat request has no preconditions; Fireworks says it of an account that is suspended for its bills.
+# 499: nginx's word for a client that left. This one did not, as it reads it: somebody between did.
 _BY_STATUS: dict[int, ErrorKind] = {
     400: "bad_request",
     401: "authentication",
@@ -136,6 +153,7 @@ _BY_STATUS: dict[int, ErrorKind] = {
     425: "server",
     429: "rate_limit",
     498: "overloaded",
+    499: "server",
     503: "overloaded",
     504: "timeout",
     524: "timeout",

@@ -282,6 +282,16 @@ def test_an_error_line_may_be_billed() -> None:
             OLLAMA.response(call_to(OLLAMA), OK, body)
 
 
+def test_an_error_line_may_be_the_requests_fault() -> None:
+    said = (
+        "Failed to create new sequence: failed to process inputs: this model is missing data required for image input"
+    )
+    with pytest.raises(ProviderError) as caught:
+        run(OLLAMA.stream(call_to(OLLAMA), LINES), json.dumps({"error": said}).encode() + b"\n")
+    error = caught.value
+    assert (error.kind, error.status, error.is_retryable, error.cools_down) == ("bad_request", 400, False, False)
+
+
 TEXTS = st.lists(st.tuples(st.sampled_from(["content", "thinking"]), st.text(max_size=6)), min_size=1, max_size=8)
 
 

@@ -6,6 +6,7 @@ whole answers and errors. https://docs.cohere.com/reference/chat · https://docs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,10 +23,13 @@ from sidecar.translate.tool_names import COHERE as NAMES
 from sidecar.translate.tool_names import tool_names
 from sidecar.translate.usage import NOT_JSON
 
-_KINDS: dict[int, ErrorKind] = {498: "content_policy", 499: "server"}
-"""498: request or answer holds a token that is not allowed. https://docs.cohere.com/reference/chat#response"""
+_KINDS: dict[int, ErrorKind] = {498: "content_policy", 501: "bad_request"}
+"""498: request or answer holds a token that is not allowed. 501: a feature asked for is not there, nor will it be when
+asked again. https://docs.cohere.com/reference/chat#response"""
 _TOO_LONG, _CAP_TOO_HIGH = "too many tokens", "too many tokens: max tokens"
 """It has no code of its own. https://docs.cohere.com/reference/errors"""
+_MONTHLY = re.compile(r"You are using a Trial key, which is limited to \d{1,9} API calls / month")
+"""With 429, as that of a minute. https://docs.cohere.com/docs/rate-limits"""
 _USE_TOOLS = "Use tools and tool_choice."
 _CACHES = "Remove it; Cohere caches repeated beginnings by itself."
 _NO_USER = "Remove it; Cohere has no such field."
@@ -155,6 +159,8 @@ class Cohere(Provider):
         message = fields.get("message")
         if kind == "bad_request" and isinstance(message, str) and message.startswith(_TOO_LONG):
             kind = kind if message.startswith(_CAP_TOO_HIGH) else "context_window"
+        elif kind == "rate_limit" and isinstance(message, str) and _MONTHLY.match(message) is not None:
+            kind = "quota"
         return make_error(self.name, head, kind=kind, now=call.now, fields=fields, keeps_names=False)
 
     def stated_error(self, call: Call, message: Any, reason: str | None = None) -> ProviderError:

@@ -176,7 +176,7 @@ class Ollama(Provider):
         return make_error(
             self.name,
             Head(500),
-            kind="server",
+            kind=kind_by_words("server", message),
             now=call.now,
             fields={"message": message},
             keeps_names=False,

@@ -66,6 +66,11 @@ _CODES: dict[str, ErrorKind] = {
     "vector_store_timeout": "timeout",
     "insufficient_quota": "quota",
     "billing_hard_limit_reached": "quota",
+    "billing_not_active": "quota",
+    "credit_balance_exhausted": "quota",
+    "organization_spend_limit_exceeded": "quota",
+    "organization_usage_limit_exceeded": "quota",
+    "project_spend_limit_exceeded": "quota",
     "rate_limit_exceeded": "rate_limit",
     "model_not_found": "not_found",
     "invalid_api_key": "authentication",
@@ -79,7 +84,8 @@ _CODES: dict[str, ErrorKind] = {
     "Arrearage": "quota",
     "AccountOverdueError": "quota",
 }
-"""The last ones are Groq's, llama.cpp's, GitHub's, DashScope's and Volcengine's."""
+"""The last ones are Groq's, llama.cpp's, GitHub's, DashScope's and Volcengine's.
+https://platform.openai.com/docs/guides/error-codes · https://github.com/BerriAI/litellm/issues/2743"""
 
 _STATED_STATUS = {
     "invalid_request_error": 400,
