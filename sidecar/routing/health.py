@@ -1,5 +1,5 @@
-"""Who is left alone for a while, why and until when: outliers are ejected, then probed with one real call. Pure: the
-instant is an argument.
+"""Who is left alone for a while, why and until when: outliers are ejected, then probed with real calls, each a
+pause after the one before, whatever becomes of that. Pure: the instant is an argument.
 
 Neighbours: `plan` asks for the healthy ones, RouteMiddleware reports how attempts went. A lone deployment is never
 locked out: where nobody is healthy, the plan asks all the same. A client's own mistake is never reported as a failure.
@@ -21,8 +21,6 @@ _WINDOW = 20
 _MASK = (1 << _WINDOW) - 1
 _AT_LEAST = 10
 """So many outcomes must be known before a failing share of half of them ejects."""
-PROBE_S = 60.0
-"""A probe that has not come back after this no longer holds others off."""
 _BACK_S = 60.0
 """A clock set back by less is waited for."""
 _EVER = float("inf")
@@ -32,13 +30,14 @@ _AT_ONCE = frozenset({"rate_limit", "quota", "authentication"})
 
 @dataclass(slots=True)
 class Cooldown:
-    """`since_at`: what was sent before says nothing about it. `probe_until_at`: one call is finding out whether it is
-    over."""
+    """`since_at`: what was sent before says nothing about it. `probed_at`: the newest trial began, and until
+    `probe_until_at` no other does. Older ones may be out still: each may end the pause, none prolongs it."""
 
     until_at: float
     reason: str
     since_at: float = 0.0
     probe_until_at: float = 0.0
+    probed_at: float = 0.0
 
 
 class _Record:
@@ -59,12 +58,12 @@ class Health:
     """One per process. Bounded by the number of configured deployments (`keep`)."""
 
     def __init__(self, cooldown_s: float = 5.0, *, after: int = AFTER, on_change: OnChange | None = None) -> None:
-        self._cooldown_s = cooldown_s
+        self._cooldown_s = min(cooldown_s, MAX_PAUSE_S)
         self._after = after
         self._cooling: dict[str, Cooldown] = {}
         self._records: dict[str, _Record] = {}
         self._healed: dict[str, float] = {}
-        """When the trial that ended a pause began."""
+        """When the newest trial of a pause that is over began."""
         self._mark = object()
         """Another one as soon as others pause than before."""
         self.on_change = on_change
@@ -81,8 +80,9 @@ class Health:
     ) -> None:
         """The deployment's own fault, with what was sent then. `retry_after_s` is what its provider asked for."""
         name = deployment.deployment_id
-        if retry_after_s is None and kind not in _AT_ONCE and started_at < self._since(name) <= now:
-            return  # what hung since before the pause tells nothing of now
+        is_told = retry_after_s is not None or kind in _AT_ONCE
+        if not is_told and started_at < self._since(name) <= now:
+            return  # what hung since before the pause, or a later trial, tells nothing of now
         record = self._records.get(name)
         if record is None:
             record = self._records[name] = _Record()
@@ -90,24 +90,31 @@ class Health:
         record.known = min(record.known + 1, _WINDOW)
         record.in_a_row += 1
         is_outlier = (
-            kind in _AT_ONCE
-            or retry_after_s is not None
+            is_told
             or name in self._cooling
             or record.in_a_row >= self._after
             or (record.known >= _AT_LEAST and 2 * record.bits.bit_count() >= record.known)
         )
         if is_outlier:
-            pause = self._cooldown_s if retry_after_s is None else max(retry_after_s, self._cooldown_s)
-            if name not in self._cooling:
+            known = self._cooling.get(name)
+            if known is None:
                 self._mark = object()
-            cooldown = self._cooling[name] = Cooldown(now + min(pause, MAX_PAUSE_S), reason, now)
+            if known is None or is_told or known.since_at > now:
+                pause_s = self._cooldown_s if retry_after_s is None else max(retry_after_s, self._cooldown_s)
+                cooldown = Cooldown(now + min(pause_s, MAX_PAUSE_S), reason, now)
+            else:
+                # It may have healed right after this was sent, however long that hung.
+                sent_at = min(started_at, now)
+                cooldown = Cooldown(max(known.until_at, sent_at + self._cooldown_s), reason, sent_at)
+            self._cooling[name] = cooldown
             if self.on_change is not None:
                 self.on_change(name, cooldown)
 
     def _since(self, name: str) -> float:
-        """What was sent before then went to a deployment that is known to have failed, or to have healed since."""
+        """What was sent before then and failed went to a deployment that is known to have failed, that is on a later
+        trial, or that has healed since."""
         cooldown = self._cooling.get(name)
-        return cooldown.since_at if cooldown is not None else self._healed.get(name, -_EVER)
+        return _last(cooldown) if cooldown is not None else self._healed.get(name, -_EVER)
 
     def succeeded(self, deployment: Deployment, started_at: float = _EVER) -> None:
         """It answered what was sent then, if only that the client was wrong."""
@@ -135,14 +142,15 @@ class Health:
             self._mark = object()
             self._records.pop(name, None)
             if started_at != _EVER:
-                self._healed[name] = started_at
+                self._healed[name] = max(started_at, cooldown.probed_at)
             if self.on_change is not None:
                 self.on_change(name, None)
 
     def unknown(self, deployment: Deployment, started_at: float = _EVER) -> None:
-        """The attempt says nothing (its client left): the next may probe. One from before the pause was no trial."""
+        """The attempt says nothing (its client left): the next may probe. One from before the pause was no trial, and
+        one from before the newest trial holds nobody off."""
         cooldown = self._cooling.get(deployment.deployment_id)
-        if cooldown is not None and cooldown.since_at <= started_at:
+        if cooldown is not None and _last(cooldown) <= started_at:
             cooldown.probe_until_at = 0.0
 
     def cooling(self, now: float) -> dict[str, Cooldown]:
@@ -163,22 +171,23 @@ class Health:
         return deployments if deployments.awake is None else deployments.awake
 
     def probe(self, deployments: Sequence[Deployment], now: float) -> Deployment | None:
-        """One whose pause is over and that nobody is trying: the caller's attempt is its trial."""
+        """One whose pause is over, and that nobody began to try a pause ago or less: the caller's attempt is its
+        trial."""
         if not self._cooling:
             return None
-        is_due = False
+        is_due, next_at = False, now + self._cooldown_s
         for cooldown in self._cooling.values():
-            if cooldown.until_at > now + MAX_PAUSE_S + _BACK_S or cooldown.probe_until_at > now + PROBE_S + _BACK_S:
+            if cooldown.until_at > now + MAX_PAUSE_S + _BACK_S or cooldown.probe_until_at > next_at + _BACK_S:
                 # No pause is that long: the clock was set back.
                 cooldown.until_at = cooldown.since_at = now
-                cooldown.probe_until_at = 0.0
+                cooldown.probe_until_at = cooldown.probed_at = 0.0
             is_due = is_due or (cooldown.until_at <= now and cooldown.probe_until_at <= now)
         if not is_due:
             return None
         for deployment in deployments:
             found = self._cooling.get(deployment.deployment_id)
             if found is not None and found.until_at <= now and found.probe_until_at <= now:
-                found.probe_until_at = now + PROBE_S
+                found.probed_at, found.probe_until_at = now, next_at
                 return deployment
         return None
 
@@ -188,10 +197,12 @@ class Health:
         if cooldown is None:
             over = self._cooling.pop(name, None)
             if over is not None:
-                self._healed[name] = over.since_at
+                self._healed[name] = _last(over)
             self._records.pop(name, None)
         else:
             known = self._cooling.get(name)
+            if known is not None and known.probed_at > cooldown.until_at - self._cooldown_s:
+                return  # our own trial began after what failed there
             if known is None or known.until_at < cooldown.until_at:
                 self._cooling[name] = Cooldown(cooldown.until_at, cooldown.reason, cooldown.since_at)
 
@@ -202,3 +213,8 @@ class Health:
         for table in (self._cooling, self._records, self._healed):
             for name in [name for name in table if name not in known]:
                 del table[name]
+
+
+def _last(cooldown: Cooldown) -> float:
+    """What failed, or was left, before then is not what finds out."""
+    return max(cooldown.since_at, cooldown.probed_at)

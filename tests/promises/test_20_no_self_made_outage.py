@@ -100,6 +100,30 @@ async def test_one_of_two_is_served_again_one_pause_after_it_healed(
         measured(20, f"served again {again_s:.2f} s after it failed, with pauses of {PAUSE_S} s")
 
 
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_so_it_is_where_a_trial_before_hangs(
+    tmp_path: Path, pair: tuple[FaultProvider, FaultProvider], is_stream: bool
+) -> None:
+    first, second = pair
+    async with served(tmp_path, first.base_url, top=top(first, second, "two")) as running:
+        key = await running.mint()
+        first.script(*[DOWN] * 3)
+        for _ in range(3):
+            await asks(running, key, "two")
+        await asyncio.sleep(1.1 * PAUSE_S)
+        first.script(Fault("silent"))
+        trial = asyncio.create_task(running.chat(key, body("two", stream=is_stream)))
+        await eventually(lambda: len(first.requests) == 4)
+        while await asks(running, key, "two") != "two#0:openai":
+            assert not trial.done(), "nobody waits for what was swallowed"
+            await asyncio.sleep(0.01)
+        assert (trial.done(), len(first.requests)) == (False, 5)
+        for _ in range(10):
+            assert await asks(running, key, "two") == "two#0:openai"
+        trial.cancel()
+        await asyncio.wait({trial})
+
+
 async def test_a_trial_is_one_request_however_many_come(
     tmp_path: Path, pair: tuple[FaultProvider, FaultProvider]
 ) -> None:
@@ -111,10 +135,12 @@ async def test_a_trial_is_one_request_however_many_come(
             await asks(running, key, "two")
         await asyncio.sleep(1.1 * PAUSE_S)
         first.reset()
-        first.script(Fault("silent"))
+        first.script(*[Fault("silent")] * 40)
+        began_at = time.monotonic()
         crowd = [asyncio.create_task(asks(running, key, "two")) for _ in range(40)]
-        await eventually(lambda: sum(task.done() for task in crowd) == 39, 50)
-        assert len(first.requests) == 1, "only the trial waits for it"
+        await eventually(lambda: sum(task.done() for task in crowd) == 40 - len(first.requests) < 40, 50)
+        trials_at = [seen.at - began_at for seen in first.requests]
+        assert len(trials_at) <= 1 + trials_at[-1] / PAUSE_S, "only the trial waits for it, one in each pause"
         await first.aclose()
         assert await asyncio.gather(*crowd) == ["two#1:anthropic"] * 40, "and it, too, is served by the other"
 

@@ -38,6 +38,10 @@ class Place:
     down_until: float = math.inf
     fail_s: float = 0.05
     fail_share: float = 0.0
+    hangs_from: float = math.inf
+    hangs_until: float = math.inf
+    """What is sent between the two is never answered; after `hang_s` the gateway gives it up."""
+    hang_s: float = 20.0
     stall_share: float = 0.0
     """Of its calls take ten times as long until content begins."""
     slow_from: float = math.inf
@@ -114,6 +118,8 @@ class _World:
             minute.append(self.now)
         if place.down_from <= self.now < place.down_until or self.random.random() < place.fail_share:
             return "server", place.fail_s, place.fail_s
+        if place.hangs_from <= self.now < place.hangs_until:
+            return "timeout", place.hang_s, place.hang_s
         strain = max(1.0, self.calls[place.name] / place.capacity)
         if place.slow_from <= self.now < place.slow_until:
             strain *= place.slower
@@ -239,7 +245,9 @@ class _Request:
         failed = call.kind != "ok"
         call.ended(failed)
         if failed:
-            world.router.health.failed(call.deployment, call.kind, world.now, kind=call.kind)
+            # What fails does so at once, but for what hangs.
+            sent_at = call.started if call.kind == "timeout" else world.now
+            world.router.health.failed(call.deployment, call.kind, world.now, kind=call.kind, started_at=sent_at)
             self.step(Failure(call.kind, of=call.deployment))
         else:
             world.router.health.succeeded(call.deployment)

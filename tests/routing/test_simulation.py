@@ -43,6 +43,18 @@ def test_what_healed_is_served_again_within_one_pause() -> None:
     assert again <= 200 + 5 + 1, "a trial begins with the first request after the pause"
 
 
+@pytest.mark.parametrize("hang_s", [3.0, 20.0, 60.0])
+@pytest.mark.parametrize("healed_at", [200.0, 202.5, 204.9])
+def test_one_that_hangs_costs_a_call_each_pause_and_is_served_again_within_one(hang_s: float, healed_at: float) -> None:
+    hanging = Place("hanging", hangs_from=100, hangs_until=healed_at, hang_s=hang_s)
+    result = simulate([Place("well"), hanging], "weighted", requests=6000, policy=Policy(deadline_s=200))
+    assert (result.requests, result.failed) == (6000, 0)
+    again = min(at for at in result.served_at["hanging"] if at >= healed_at)
+    assert again <= healed_at + 5 + 1, "a trial begins with the first request after the pause"
+    # Until the first three time out, half of all calls go there.
+    assert result.wasted <= 0.7 * 20 * (hang_s + 1) + (healed_at - 100 - hang_s) / 5 + 1
+
+
 def test_the_mean_wait_is_honest_about_retries() -> None:
     lone = simulate([Place("d", fail_share=0.5)], "weighted", requests=SMALL, per_second=1.0, policy=Policy(retries=9))
     assert lone.failed < 20
