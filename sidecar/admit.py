@@ -20,6 +20,7 @@ from sidecar.limits.claims import Claims
 from sidecar.routing.catalog import Catalog
 from sidecar.spend.cost import UNPRICED, Price, affordable_output, cost_nano, worst_case_nano
 from sidecar.translate.estimate import requested_choices
+from sidecar.translate.media_bounds import FILE_TOKENS
 from sidecar.translate.pieces import BIG_BYTES
 from sidecar.types import Deployment, Usage
 
@@ -178,16 +179,24 @@ async def admit(scope: Any, exchange: Exchange, policy: AdmissionPolicy) -> None
                 )
             least = MIN_OUTPUT_TOKENS * choices
             minimum = min(hold, max(worst_case_nano(price_of(d), tokens_in, least) for d in candidates))
-    grant = await policy.admission.acquire(
-        exchange.exchange_id,
-        caller,
-        exchange.model,
-        tokens=likely_in + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS),
-        hold_nano=hold,
-        min_hold_nano=minimum,
-        limits="limits" in policy.parts,
-        budgets=has_budgets,
-    )
+    try:
+        grant = await policy.admission.acquire(
+            exchange.exchange_id,
+            caller,
+            exchange.model,
+            tokens=likely_in + (tokens_out if tokens_out is not None else TPM_OUTPUT_GUESS),
+            hold_nano=hold,
+            min_hold_nano=minimum,
+            limits="limits" in policy.parts,
+            budgets=has_budgets,
+        )
+    except BudgetExceededError as error:
+        if tokens_in >= FILE_TOKENS:
+            error.message += (
+                f" Its input counts as {tokens_in:,} tokens: a file whose length cannot be told, such as a PDF, counts "
+                "as much as it may hold. Its text alone may fit."
+            )
+        raise
     exchange.grant = grant
     if is_capped:
         # Bounded output is what makes the budget a ceiling, so the bound travels upstream.

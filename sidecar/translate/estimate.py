@@ -2,7 +2,7 @@
 
 Rule: `estimate_input_tokens` is never under. Every tokenizer in use works on bytes and emits no more tokens than
 bytes, and the JSON of a request is longer than its text, so the body's length bounds text, tools and schemas.
-Media is bounded by kind instead, because a picture's tokens have nothing to do with its bytes.
+Media is bounded by kind instead (`media_bounds`), because a picture's tokens have nothing to do with its bytes.
 `likely_input_tokens` is the fairer guess for token windows (`tpm`), which are corrected at settle.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sidecar.translate.content import counts_as_picture, type_of_name
+from sidecar.translate.media_bounds import FILE_TOKENS, WINDOW_TOKENS, Rates, file_tokens, is_inline, sound_tokens
 from sidecar.types import Deployment
 
 BASE_TOKENS = 16
@@ -23,21 +24,15 @@ IMAGE_TOKENS = 5_000
 """Anthropic's largest picture is under 4,800 tokens, OpenAI's gpt-4o under 1,500."""
 IMAGE_TOKENS_MINI = 50_000
 """gpt-4o-mini counts a picture about 33 times as high. https://platform.openai.com/docs/guides/images-vision"""
-FILE_TOKENS = 200_000
-"""A document given by URL or id, whose size is not known here."""
-
-
-WINDOW_TOKENS = 1_050_000
-"""Films, and what a vendor keeps: no model that takes them reads more in all.
-https://ai.google.dev/gemini-api/docs/long-context"""
 PREDICTED = 4
 """What is predicted and not written is billed as output, which costs four times the input where predictions are taken;
 no output cap bounds it. https://platform.openai.com/docs/guides/predicted-outputs"""
-_LIKELY_FILM = 30_000
-"""About two minutes."""
+LIKELY = Rates(1_500, 30_000, 0)
+"""Of a film about two minutes; of a file its bytes."""
 SPOKEN_TOKENS = 16_384
 """An earlier answer's sound, named by its id: no model speaks longer at once.
 https://platform.openai.com/docs/models/gpt-4o-audio-preview"""
+_PICTURES = ("image_url", "image", "input_image")
 _FILMS = ("video_url", "audio_url", "video", "input_video")
 _PAPERS = ("document_url", "document")
 
@@ -52,64 +47,81 @@ def _linked_tokens(url: str, stated: str | None, film_tokens: int) -> int:
     return FILE_TOKENS
 
 
-def _file_tokens(file: Any, image_tokens: int, film_tokens: int) -> tuple[int, int]:
+def _file_tokens(file: Any, rates: Rates) -> tuple[int, int]:
+    """Of data and a reference side by side the dearer: vendors differ in which they read."""
     if not isinstance(file, dict):
         return FILE_TOKENS, 0
-    data = file.get("file_data")
-    if isinstance(data, str) and not data.startswith(("https://", "http://")):
-        return max(image_tokens, len(data)), len(data)
-    url = next((u for u in (data, file.get("file_url"), file.get("file_id")) if isinstance(u, str) and u), "")
-    stated, name = file.get("format"), file.get("filename")
-    if not isinstance(stated, str) or not stated:
-        stated = type_of_name(name) if isinstance(name, str) else None
-    return _linked_tokens(url, stated, film_tokens), 0
+    data, stated, name = (_text(file, field) for field in ("file_data", "format", "filename"))
+    named = [found for found in (_text(file, "file_url"), _text(file, "file_id")) if found]
+    size = 0
+    if data.startswith(("https://", "http://")):
+        named.append(data)
+    else:
+        size = len(data)
+    tokens = file_tokens(data, rates, stated, name) if size else 0
+    for url in named if named or size else ("",):
+        tokens = max(tokens, _linked_tokens(url, stated or type_of_name(name), rates.film))
+    return tokens, size
 
 
-def _media_tokens(payload: Mapping[str, Any], image_tokens: int, film_tokens: int = WINDOW_TOKENS) -> tuple[int, int]:
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _address(value: Any) -> Any:
+    return value.get("url") if isinstance(value, dict) else value
+
+
+def _part_tokens(part: Mapping[str, Any], rates: Rates) -> tuple[int, int]:
+    """(tokens of one part, bytes of its data inside the body)."""
+    kind = part.get("type")
+    value = part.get(kind) if isinstance(kind, str) else None
+    if kind in _PICTURES:
+        url = _address(value)
+        if not isinstance(url, str):
+            return rates.picture, 0
+        if is_inline(url):
+            # What is called a picture may be a document all the same, which some vendors read as one.
+            return file_tokens(url, rates), len(url)
+        return rates.picture if counts_as_picture(url) else _linked_tokens(url, None, rates.film), 0
+    if kind in ("file", "input_file"):
+        return _file_tokens(value if kind == "file" else part, rates)
+    if kind == "input_audio":
+        data = value.get("data") if isinstance(value, dict) else value
+        if not isinstance(data, str):
+            return 100, 0
+        if data.startswith(("https://", "http://")):
+            return rates.film, 0
+        return sound_tokens(data, rates), len(data)
+    if kind in _FILMS:
+        url = _address(value)
+        if isinstance(url, str) and is_inline(url):
+            return (sound_tokens(url, rates) if kind == "audio_url" else rates.film), len(url)
+        return rates.film, 0
+    if kind in _PAPERS:
+        url = _address(value)
+        if isinstance(url, str) and is_inline(url):
+            return max(FILE_TOKENS, file_tokens(url, rates)), len(url)
+        return FILE_TOKENS, 0
+    return 0, 0
+
+
+def _media_tokens(payload: Mapping[str, Any], rates: Rates) -> tuple[int, int]:
     """(tokens of media parts, bytes of their data inside the body)."""
     tokens = inline = 0
     messages = payload.get("messages")
-    if not isinstance(messages, list):
-        return 0, 0
-    for message in messages:
+    for message in messages if isinstance(messages, list) else ():
         if not isinstance(message, dict):
             continue
         if message.get("audio") is not None:
             tokens += SPOKEN_TOKENS
         content = message.get("content")
-        if not isinstance(content, list):
-            continue
-        for part in content:
-            if not isinstance(part, dict):
-                continue
-            kind = part.get("type")
-            value = part.get(kind) if isinstance(kind, str) else None
-            if kind == "image_url":
-                url = value.get("url") if isinstance(value, dict) else value
-                if not isinstance(url, str):
-                    tokens += image_tokens
-                elif url.startswith("data:"):
-                    # What is called a picture may be a document all the same, which some vendors read as one.
-                    tokens += image_tokens if url.startswith("data:image/") else max(image_tokens, len(url))
-                    inline += len(url)
-                else:
-                    tokens += image_tokens if counts_as_picture(url) else _linked_tokens(url, None, film_tokens)
-            elif kind == "file":
-                found, size = _file_tokens(value, image_tokens, film_tokens)
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict):
+                found, size = _part_tokens(part, rates)
                 tokens += found
                 inline += size
-            elif kind == "input_audio":
-                data = value.get("data") if isinstance(value, dict) else None
-                # Gemini counts 32 a second, and speech is packed into 5 kbit a second; a wave is not packed.
-                is_wave = isinstance(value, dict) and value.get("format") in ("wav", "pcm16")
-                tokens += len(data) // (64 if is_wave else 24) + 100 if isinstance(data, str) else 100
-                inline += len(data) if isinstance(data, str) else 0
-            elif kind in _FILMS:
-                url = value.get("url") if isinstance(value, dict) else value
-                is_inline = isinstance(url, str) and url.startswith("data:")
-                tokens += 0 if is_inline else film_tokens  # its data is in the body, which counts byte by byte
-            elif kind in _PAPERS:
-                tokens += FILE_TOKENS
     return tokens, inline
 
 
@@ -134,7 +146,7 @@ def estimate_input_tokens(payload: Mapping[str, Any], raw_len: int, served_by: S
     if not _is_list_content(payload):
         return raw_len + extra
     is_mini = any("4o-mini" in name for name in (str(payload.get("model", "")), *(d.model for d in served_by)))
-    tokens, inline = _media_tokens(payload, IMAGE_TOKENS_MINI if is_mini else IMAGE_TOKENS)
+    tokens, inline = _media_tokens(payload, Rates(IMAGE_TOKENS_MINI if is_mini else IMAGE_TOKENS))
     return max(0, raw_len - inline) + extra + tokens
 
 
@@ -142,7 +154,7 @@ def likely_input_tokens(payload: Mapping[str, Any], raw_len: int) -> int:
     """A fair guess (about three bytes a token), for windows whose surplus is settled afterwards."""
     if not _is_list_content(payload):
         return raw_len // 3 + BASE_TOKENS
-    tokens, inline = _media_tokens(payload, 1_500, _LIKELY_FILM)
+    tokens, inline = _media_tokens(payload, LIKELY)
     return max(0, raw_len - inline) // 3 + BASE_TOKENS + tokens
 
 

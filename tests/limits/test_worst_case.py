@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from sidecar.translate.media_bounds import FILE_TOKENS
 from tests.faults.provider import Fault, FaultProvider
 from tests.promises.support import PROVIDER_KEY, Running, body, served
+from tests.translate.test_media_bounds import pdf
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +98,34 @@ async def test_what_a_picture_may_count_is_known_by_the_deployment_not_by_the_gr
     refused = await gateway.chat(await gateway.mint(max_budget=0.04), asked)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "budget_exceeded")
     assert (await gateway.chat(await gateway.mint(max_budget=0.06), asked)).status_code == 200
+
+
+DATA = base64.b64encode(pdf()).decode()
+
+
+@pytest.mark.parametrize("data", [f"data:application/pdf;base64,{DATA}", f"data:text/plain;base64,{DATA}", DATA])
+async def test_parallel_calls_with_a_packed_file_never_spend_more_than_there_is(
+    data: str, gateway: Running, first: FaultProvider
+) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": FILE_TOKENS, "completion_tokens": 5}
+    answer = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    first.script(*[Fault("status", status=200, body=json.dumps(answer).encode())] * 12)
+    key = await gateway.mint(max_budget=0.5)
+    file = {"type": "file", "file": {"filename": "a.txt", "file_data": data}}
+    asked = {"model": "one", "max_tokens": 5, "messages": [{"role": "user", "content": [file]}]}
+    answers = await asyncio.gather(*(gateway.chat(key, asked) for _ in range(12)))
+    served_ones = [found for found in answers if found.status_code == 200]
+    assert 1 <= len(served_ones) == len(first.requests)
+    assert len(first.requests) * (FILE_TOKENS * 1 + 5 * 2) / 1e6 <= 0.5
+    refused = next(found.json()["error"] for found in answers if found.status_code == 429)
+    assert refused["code"] == "budget_exceeded"
+    assert "Its input counts as 20" in refused["message"]
+    assert "such as a PDF" in refused["message"]
+    small = await gateway.chat(await gateway.mint(max_budget=0.05), body("one", max_tokens=5))
+    assert small.status_code == 200, "nothing else costs more"
+    tiny = await gateway.chat(await gateway.mint(max_budget=0.00001), body("one", max_tokens=5))
+    assert "PDF" not in tiny.json()["error"]["message"]
 
 
 async def test_what_costs_nothing_needs_no_cap_under_either_policy(

@@ -27,7 +27,7 @@ def test_the_estimate_is_never_under_a_real_tokenizer(text: str) -> None:
 
 
 def test_a_picture_counts_by_kind_and_not_by_its_bytes() -> None:
-    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1_000_000}}
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoAAAAN" + "A" * 1_000_000}}
     payload = {"model": "m", "messages": [{"role": "user", "content": [picture, {"type": "text", "text": "hi"}]}]}
     assert 5_000 <= estimate(payload) < 6_000
     assert estimate({**payload, "model": "gpt-4o-mini"}) >= 50_000
@@ -88,12 +88,6 @@ def test_what_a_vendor_keeps_counts_though_it_is_not_in_the_body() -> None:
 def test_a_prediction_counts_as_the_output_it_is_billed_as() -> None:
     said = {"messages": [{"role": "user", "content": "x"}], "prediction": {"type": "content", "content": "y" * 1_000}}
     assert estimate(said) >= 5 * 1_000
-
-
-def test_packed_sound_counts_as_many_tokens_as_it_may_last() -> None:
-    a_minute = "A" * (60 * 1_000 * 4 // 3)  # of MP3 at 8 kbit/s, of which Gemini counts 32 tokens a second
-    for kind in ("mp3", "ogg"):
-        assert part_of("input_audio", {"data": a_minute, "format": kind}) >= 60 * 32 - len(a_minute)
 
 
 @pytest.mark.parametrize("messages", [None, 3, [], [3], [{"content": [3, {"type": "image_url"}, {"type": []}]}]])

@@ -12,7 +12,8 @@ from sidecar.translate import Call, Head, get_provider
 from sidecar.translate.dialects import AT, CHAT, RESPONSES
 from sidecar.translate.dialects.responses import CONTEXT_TOKENS, THOUGHT_TOKENS, ResponsesSniffer
 from sidecar.translate.dialects.responses_native import native
-from sidecar.translate.estimate import FILE_TOKENS, IMAGE_TOKENS, IMAGE_TOKENS_MINI
+from sidecar.translate.estimate import IMAGE_TOKENS, IMAGE_TOKENS_MINI
+from sidecar.translate.media_bounds import FILE_TOKENS
 from sidecar.translate.simulate import Plan
 from sidecar.types import Deployment
 from tests.translate.dialects.responses import ResponsesAPI, assert_openai_takes
@@ -203,7 +204,7 @@ def estimate(payload: dict[str, Any], *served_by: Deployment) -> int:
 def test_the_estimate_is_never_under() -> None:
     assert estimate({"input": "x" * 500}) > 500
     assert estimate({"input": [{"role": "user", "content": "x" * 500}]}) > 500
-    picture = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 90_000}
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgoAAAAN" + "A" * 90_000}
     assert IMAGE_TOKENS < estimate({"input": [{"role": "user", "content": [picture]}]}) < IMAGE_TOKENS + 500
     shot = {"type": "computer_call_output", "call_id": "c", "output": {"type": "computer_screenshot", "file_id": "f"}}
     assert estimate({"input": [shot]}) > IMAGE_TOKENS

@@ -17,7 +17,8 @@ import msgspec
 
 from sidecar.errors import BadRequestError, SidecarError
 from sidecar.translate.dialects.base import Dialect, Sniffer
-from sidecar.translate.estimate import BASE_TOKENS, FILE_TOKENS, IMAGE_TOKENS, IMAGE_TOKENS_MINI, TOOL_TOKENS
+from sidecar.translate.estimate import BASE_TOKENS, IMAGE_TOKENS, IMAGE_TOKENS_MINI, LIKELY, TOOL_TOKENS
+from sidecar.translate.media_bounds import FILE_TOKENS, Rates, file_tokens, is_inline, sound_tokens
 from sidecar.translate.provider import Provider
 from sidecar.translate.usage import NOT_JSON, AnswerReader, usage_from_openai
 from sidecar.types import Deployment, Usage
@@ -75,25 +76,26 @@ def _kept_thoughts(payload: Mapping[str, Any]) -> int:
     )
 
 
-def _media_tokens(payload: Mapping[str, Any], image_tokens: int) -> tuple[int, int]:
+def _media_tokens(payload: Mapping[str, Any], rates: Rates) -> tuple[int, int]:
     """(tokens of pictures, files and sound, bytes of their data inside the body)."""
     tokens = inline = 0
     for part in _parts(payload):
         kind = part.get("type")
+        data: Any = None
         if kind in ("input_image", "computer_screenshot"):
-            tokens += image_tokens
             url = part.get("image_url")
-            if isinstance(url, str) and url.startswith("data:"):
-                inline += len(url)
+            data = url if isinstance(url, str) and is_inline(url) else None
+            tokens += rates.picture if data is None else file_tokens(data, rates)
         elif kind == "input_file":
-            data = part.get("file_data")
-            tokens += max(image_tokens, len(data)) if isinstance(data, str) else FILE_TOKENS
-            inline += len(data) if isinstance(data, str) else 0
+            data, name = part.get("file_data"), part.get("filename")
+            found = file_tokens(data, rates, name=name if isinstance(name, str) else "") if isinstance(data, str) else 0
+            is_named = data is None or part.get("file_id") or part.get("file_url")
+            tokens += max(found, FILE_TOKENS) if is_named else found
         elif kind == "input_audio":
             sound = part.get("input_audio")
             data = sound.get("data") if isinstance(sound, dict) else None
-            tokens += len(data) // 64 + 100 if isinstance(data, str) else 100
-            inline += len(data) if isinstance(data, str) else 0
+            tokens += sound_tokens(data, rates) if isinstance(data, str) else 100
+        inline += len(data) if isinstance(data, str) else 0
     return tokens, inline
 
 
@@ -132,11 +134,11 @@ class Responses(Dialect):
         elif thoughts := _kept_thoughts(payload):
             extra += min(CONTEXT_TOKENS, thoughts * THOUGHT_TOKENS)
         is_mini = any("4o-mini" in name for name in (str(payload.get("model", "")), *(d.model for d in served_by)))
-        tokens, inline = _media_tokens(payload, IMAGE_TOKENS_MINI if is_mini else IMAGE_TOKENS)
+        tokens, inline = _media_tokens(payload, Rates(IMAGE_TOKENS_MINI if is_mini else IMAGE_TOKENS))
         return max(0, raw_len - inline) + extra + tokens
 
     def likely_tokens(self, payload: Mapping[str, Any], raw_len: int) -> int:
-        tokens, inline = _media_tokens(payload, 1_500)
+        tokens, inline = _media_tokens(payload, LIKELY)
         return max(0, raw_len - inline) // 3 + BASE_TOKENS + tokens
 
     def output_tokens(self, payload: Mapping[str, Any]) -> int | None:
