@@ -9,6 +9,7 @@ Media is bounded by kind instead (`media_bounds`), because a picture's tokens ha
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,9 +22,18 @@ TOOL_TOKENS = 1_000
 """Vendors add a system prompt of their own when tools are given (Anthropic: up to 804 tokens).
 https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview"""
 IMAGE_TOKENS = 5_000
-"""Anthropic's largest picture is under 4,800 tokens, OpenAI's gpt-4o under 1,500."""
-IMAGE_TOKENS_MINI = 50_000
-"""gpt-4o-mini counts a picture about 33 times as high. https://platform.openai.com/docs/guides/images-vision"""
+"""Anthropic's largest picture is under 4,800 tokens, OpenAI's gpt-4.1-nano's under 3,800, gpt-4o's under 1,500.
+https://platform.claude.com/docs/en/build-with-claude/vision https://ai.google.dev/gemini-api/docs/media-resolution"""
+IMAGE_TOKENS_MOST = 50_000
+"""gpt-4o-mini counts a picture about 33 times as high as gpt-4o; from gpt-5.6 on pictures keep their size, up to 30,000
+patches of 1.2 tokens; Qwen's are 16,384 at most. https://developers.openai.com/api/docs/guides/images-vision
+https://huggingface.co/Qwen/Qwen2-VL-7B-Instruct"""
+_SCALED = re.compile(
+    r"claude|gemini|gpt-4(?!o-mini)|gpt-5(?:\.[0-2])?(?![.\d])|(?<![a-z\d])o[134](?![a-z\d.])", re.IGNORECASE
+)
+"""Models known to make large pictures smaller, whatever they are asked."""
+_SCALED_IF_ASKED = re.compile(r"gpt-[5-9]", re.IGNORECASE)
+"""With `detail` low or high to 2,500 patches."""
 PREDICTED = 4
 """What is predicted and not written is billed as output, which costs four times the input where predictions are taken;
 no output cap bounds it. https://platform.openai.com/docs/guides/predicted-outputs"""
@@ -73,12 +83,21 @@ def _address(value: Any) -> Any:
     return value.get("url") if isinstance(value, dict) else value
 
 
+def picture_rates(model: Any, served_by: Sequence[Deployment]) -> Rates:
+    """By the models that may serve it; the client's name for them, where nobody knows these, is all there is."""
+    names = [deployment.model for deployment in served_by] or [str(model or "")]
+    most = [IMAGE_TOKENS if _SCALED.search(name) else IMAGE_TOKENS_MOST for name in names]
+    asked = [IMAGE_TOKENS if _SCALED_IF_ASKED.search(name) else found for name, found in zip(names, most, strict=True)]
+    return Rates(max(most), scaled=max(asked))
+
+
 def _part_tokens(part: Mapping[str, Any], rates: Rates) -> tuple[int, int]:
     """(tokens of one part, bytes of its data inside the body)."""
     kind = part.get("type")
     value = part.get(kind) if isinstance(kind, str) else None
     if kind in _PICTURES:
         url = _address(value)
+        rates = rates.at(value.get("detail") if isinstance(value, dict) else None)
         if not isinstance(url, str):
             return rates.picture, 0
         if is_inline(url):
@@ -145,8 +164,7 @@ def estimate_input_tokens(payload: Mapping[str, Any], raw_len: int, served_by: S
         extra += PREDICTED * raw_len
     if not _is_list_content(payload):
         return raw_len + extra
-    is_mini = any("4o-mini" in name for name in (str(payload.get("model", "")), *(d.model for d in served_by)))
-    tokens, inline = _media_tokens(payload, Rates(IMAGE_TOKENS_MINI if is_mini else IMAGE_TOKENS))
+    tokens, inline = _media_tokens(payload, picture_rates(payload.get("model"), served_by))
     return max(0, raw_len - inline) + extra + tokens
 
 

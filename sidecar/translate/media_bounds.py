@@ -27,13 +27,20 @@ https://ai.google.dev/gemini-api/docs/audio"""
 
 
 class Rates(NamedTuple):
-    """Tokens of a picture, a film, a packed document. A guess takes 0 for the last: then its bytes count."""
+    """Tokens of a picture, a film, a packed document. A guess takes 0 for the last: then its bytes count. `scaled`: of
+    a picture whose detail was chosen, if that is less."""
 
     picture: int
     film: int = WINDOW_TOKENS
     paper: int = FILE_TOKENS
+    scaled: int = 0
+
+    def at(self, detail: object) -> Rates:
+        return self._replace(picture=self.scaled) if self.scaled and detail in ("low", "high") else self
 
 
+_TEXT_LEAST = 5_000
+"""OpenAI adds a summary to tables. https://developers.openai.com/api/docs/guides/file-inputs"""
 _HEAD = 1_024
 """PDF's readers look for its mark that far (PDF Reference 1.7, appendix H, note 13)."""
 _DATA_URL = re.compile(r"data:([\w.+/-]*)((?:;[\w.=+-]+)*?);base64,", re.ASCII | re.IGNORECASE)
@@ -83,7 +90,7 @@ def file_tokens(data: str, rates: Rates, stated: str = "", name: str = "") -> in
         and charset in _CHARSETS
         and _is_text(data, start, head)
     ):
-        return max(rates.picture, len(data))
+        return max(min(rates.picture, _TEXT_LEAST), len(data))
     if _is_film(head) or any(kind.startswith(("audio/", "video/")) for kind in kinds):
         return sound_tokens(data, rates)
     if _is_picture(head) and b"%PDF-" not in head and all(kind.startswith("image/") for kind in kinds):

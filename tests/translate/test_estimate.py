@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.translate.estimate import estimate_input_tokens, likely_input_tokens, requested_output_tokens
+from sidecar.types import Deployment
 
 
 def estimate(payload: dict[str, Any]) -> int:
@@ -28,15 +29,41 @@ def test_the_estimate_is_never_under_a_real_tokenizer(text: str) -> None:
 
 def test_a_picture_counts_by_kind_and_not_by_its_bytes() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoAAAAN" + "A" * 1_000_000}}
-    payload = {"model": "m", "messages": [{"role": "user", "content": [picture, {"type": "text", "text": "hi"}]}]}
+    payload = {"model": "gpt-4o", "messages": [{"role": "user", "content": [picture, {"type": "text", "text": "hi"}]}]}
     assert 5_000 <= estimate(payload) < 6_000
     assert estimate({**payload, "model": "gpt-4o-mini"}) >= 50_000
     assert likely_input_tokens(payload, len(json.dumps(payload))) < 2_000
 
 
+@pytest.mark.parametrize(
+    ("models", "detail", "expected"),
+    [
+        (["claude-opus-4-7"], None, 5_000),
+        (["anthropic.claude-sonnet-4", "gemini-3-pro"], "original", 5_000),
+        (["gpt-4o", "gpt-4.1-nano", "gpt-5-mini", "gpt-5.2", "o4-mini", "openai/o3"], "auto", 5_000),
+        (["gpt-4o-mini"], None, 50_000),
+        (["gpt-4o-mini"], "high", 50_000),
+        (["gpt-5.4"], None, 50_000),
+        (["gpt-5.6"], None, 50_000),
+        (["gpt-5.6"], "auto", 50_000),
+        (["gpt-5.6", "openai/gpt-6.2-sol"], "high", 5_000),
+        (["gpt-5.6"], "low", 5_000),
+        (["gpt-5.6"], ["high"], 50_000),
+        (["gpt-5.10"], None, 50_000),
+        (["qwen2.5-vl"], "high", 50_000),
+        (["gpt-4o", "my-own"], None, 50_000),
+    ],
+)
+def test_a_picture_counts_at_most_what_the_models_make_of_it(models: list[str], detail: Any, expected: int) -> None:
+    served_by = [Deployment("d", "g", "openai", model, "http://x") for model in models]
+    picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png", "detail": detail}}
+    payload = {"model": "gpt-4o", "messages": [{"role": "user", "content": [picture]}]}
+    assert expected <= estimate_input_tokens(payload, len(json.dumps(payload)), served_by) < expected + 500
+
+
 def part_of(kind: str, value: Any) -> int:
     """What a part counts beyond the text it is written in."""
-    payload = {"model": "m", "messages": [{"role": "user", "content": [{"type": kind, kind: value}]}]}
+    payload = {"model": "claude", "messages": [{"role": "user", "content": [{"type": kind, kind: value}]}]}
     return estimate(payload) - len(json.dumps(payload))
 
 

@@ -12,7 +12,7 @@ from sidecar.translate import Call, Head, get_provider
 from sidecar.translate.dialects import AT, CHAT, RESPONSES
 from sidecar.translate.dialects.responses import CONTEXT_TOKENS, THOUGHT_TOKENS, ResponsesSniffer
 from sidecar.translate.dialects.responses_native import native
-from sidecar.translate.estimate import IMAGE_TOKENS, IMAGE_TOKENS_MINI
+from sidecar.translate.estimate import IMAGE_TOKENS, IMAGE_TOKENS_MOST
 from sidecar.translate.media_bounds import FILE_TOKENS
 from sidecar.translate.simulate import Plan
 from sidecar.types import Deployment
@@ -205,7 +205,12 @@ def test_the_estimate_is_never_under() -> None:
     assert estimate({"input": "x" * 500}) > 500
     assert estimate({"input": [{"role": "user", "content": "x" * 500}]}) > 500
     picture = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgoAAAAN" + "A" * 90_000}
-    assert IMAGE_TOKENS < estimate({"input": [{"role": "user", "content": [picture]}]}) < IMAGE_TOKENS + 500
+    seen = {"model": "gpt-4.1", "input": [{"role": "user", "content": [picture]}]}
+    assert IMAGE_TOKENS < estimate(seen) < IMAGE_TOKENS + 500
+    newer = Deployment("d", "g", "openai", "gpt-5.6", "http://x")
+    assert estimate(seen, newer) > IMAGE_TOKENS_MOST
+    chosen = {"input": [{"role": "user", "content": [picture | {"detail": "high"}]}]}
+    assert IMAGE_TOKENS < estimate(chosen, newer) < IMAGE_TOKENS + 500
     shot = {"type": "computer_call_output", "call_id": "c", "output": {"type": "computer_screenshot", "file_id": "f"}}
     assert estimate({"input": [shot]}) > IMAGE_TOKENS
     given = {
@@ -215,7 +220,7 @@ def test_the_estimate_is_never_under() -> None:
     }
     assert estimate({"input": [given]}) > IMAGE_TOKENS + FILE_TOKENS
     mini = Deployment("d", "g", "openai", "gpt-4o-mini", "http://x")
-    assert estimate({"input": [{"role": "user", "content": [picture]}]}, mini) > IMAGE_TOKENS_MINI
+    assert estimate({"input": [{"role": "user", "content": [picture]}]}, mini) > IMAGE_TOKENS_MOST
     assert estimate({"input": "x", "prompt": {"id": "p"}}) > FILE_TOKENS
     for kept in ({"conversation": "c", "input": "x"}, {"input": [{"type": "item_reference", "id": "m"}]}):
         assert estimate(kept) > CONTEXT_TOKENS

@@ -17,7 +17,7 @@ import msgspec
 
 from sidecar.errors import BadRequestError, SidecarError
 from sidecar.translate.dialects.base import Dialect, Sniffer
-from sidecar.translate.estimate import BASE_TOKENS, IMAGE_TOKENS, IMAGE_TOKENS_MINI, LIKELY, TOOL_TOKENS
+from sidecar.translate.estimate import BASE_TOKENS, LIKELY, TOOL_TOKENS, picture_rates
 from sidecar.translate.media_bounds import FILE_TOKENS, Rates, file_tokens, is_inline, sound_tokens
 from sidecar.translate.provider import Provider
 from sidecar.translate.usage import NOT_JSON, AnswerReader, usage_from_openai
@@ -85,7 +85,8 @@ def _media_tokens(payload: Mapping[str, Any], rates: Rates) -> tuple[int, int]:
         if kind in ("input_image", "computer_screenshot"):
             url = part.get("image_url")
             data = url if isinstance(url, str) and is_inline(url) else None
-            tokens += rates.picture if data is None else file_tokens(data, rates)
+            at = rates.at(part.get("detail"))
+            tokens += at.picture if data is None else file_tokens(data, at)
         elif kind == "input_file":
             data, name = part.get("file_data"), part.get("filename")
             found = file_tokens(data, rates, name=name if isinstance(name, str) else "") if isinstance(data, str) else 0
@@ -133,8 +134,7 @@ class Responses(Dialect):
             extra += CONTEXT_TOKENS
         elif thoughts := _kept_thoughts(payload):
             extra += min(CONTEXT_TOKENS, thoughts * THOUGHT_TOKENS)
-        is_mini = any("4o-mini" in name for name in (str(payload.get("model", "")), *(d.model for d in served_by)))
-        tokens, inline = _media_tokens(payload, Rates(IMAGE_TOKENS_MINI if is_mini else IMAGE_TOKENS))
+        tokens, inline = _media_tokens(payload, picture_rates(payload.get("model"), served_by))
         return max(0, raw_len - inline) + extra + tokens
 
     def likely_tokens(self, payload: Mapping[str, Any], raw_len: int) -> int:
