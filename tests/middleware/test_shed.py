@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,41 @@ async def test_a_gateway_with_a_bound(tmp_path: Path, faults: FaultProvider) -> 
         text = (await running.http.get(running.url + "/metrics")).text
         assert 'sidecar_shed_total{reason="in_flight"} 1.0' in text
         assert "sidecar_event_loop_lag_seconds" in text
+
+
+async def test_a_gateway_whose_loop_is_late_refuses_until_it_turns_again(tmp_path: Path, faults: FaultProvider) -> None:
+    async with served(tmp_path, faults.base_url, top={"server": {"max_lag_s": 0.05}}) as running:
+        gateway, key = running.gateway, await running.mint()
+        assert gateway is not None
+        head = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        loop = asyncio.get_running_loop()
+        turns = 0
+        is_busy = True
+
+        def block() -> None:
+            nonlocal turns
+            turns += 1
+            time.sleep(0.2)
+            if is_busy:
+                loop.call_soon(block)
+
+        async def is_served() -> bool:
+            return (await call(gateway, body(), headers=head)).status == 200
+
+        await eventually(is_served)
+        faults.reset()
+        loop.call_soon(block)
+        try:
+            while turns < 12:  # the clock ticks every other turn
+                await asyncio.sleep(0)
+            refused = await call(gateway, body(), headers=head)
+        finally:
+            is_busy = False
+        assert (refused.status, refused.error["code"]) == (503, "overloaded")
+        assert 1 <= int(refused.headers["retry-after"]) <= 3
+        assert faults.requests == []
+        await eventually(is_served)
+        assert len(faults.requests) == 1
+        text = (await running.http.get(running.url + "/metrics")).text
+        shed = next(line for line in text.splitlines() if line.startswith('sidecar_shed_total{reason="lag"}'))
+        assert float(shed.split()[-1]) >= 1
