@@ -147,28 +147,33 @@ def reconcile_command(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Compare a provider's own figures with the ledger; exit code 1 if they differ by more than the error bar."""
-    from sidecar.cli import fail
+    """Compare a provider's own figures with the ledger; exit code 1 if any line differs by more than its error bar."""
+    from sidecar.cli import fail, read_config
+    from sidecar.config.build import deployments
     from sidecar.errors import BadRequestError
     from sidecar.spend import reconcile
+    from sidecar.spend.price_loader import load_price
 
     try:
-        read = reconcile.read_invoice(invoice.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, BadRequestError) as error:
+        read = reconcile.read_file(invoice)
+    except (OSError, BadRequestError) as error:
         fail(f"{invoice}: {getattr(error, 'strerror', None) or error}", 2)
 
     conditions = dict(_pair(text) for text in where or [])
 
-    async def ask(ledger: Ledger) -> list[Delta]:
-        return await reconcile.reconcile(ledger, read, conditions)
+    settings = read_config(config)
+    prices = [(d.model, d.price) for d in deployments(settings, load_price, {}) if d.provider == read.vendor]
 
-    deltas = _with_ledger(config, ask)
+    async def ask(ledger: Ledger) -> list[Delta]:
+        return await reconcile.reconcile(ledger, read, conditions, prices)
+
+    deltas = _with_ledger(config, ask, settings)
     if as_json:
         head = {"vendor": read.vendor, "kind": read.kind, "from": read.first.isoformat(), "to": read.last.isoformat()}
         typer.echo(json.dumps({**head, "data": [_described_delta(delta) for delta in deltas]}, indent=2))
     else:
         _print_deltas(read, deltas)
-    if not all(delta.is_explained for delta in deltas if delta.model == "all"):
+    if not all(delta.is_explained for delta in deltas):
         raise typer.Exit(1)
 
 

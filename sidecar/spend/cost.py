@@ -1,8 +1,9 @@
 """What tokens cost: a rate card, and exact integer arithmetic on it.
 
 Pure. `prices.py` builds a `Price` from configuration, `price_loader.py` from the bundled price list; admission asks
-`worst_case_nano` and `affordable_output`, the end of an attempt `cost_nano`. Rule: the sum is exact (integers) and
-rounded once, half-even; holds round up. A class without its own rate pays the rate of the class it belongs to.
+`worst_case_nano` and `affordable_output`, the end of an attempt `cost_nano`, a reconciliation `most_tokens`. Rule: the
+sum is exact (integers) and rounded once, half-even; holds round up. A class without its own rate pays the rate of the
+class it belongs to.
 """
 
 from __future__ import annotations
@@ -185,6 +186,23 @@ def affordable_output(price: Price, input_tokens: int, nano: int) -> int:
     if left < 0:
         return 0
     return left // dear_out if dear_out else UNBOUNDED
+
+
+def most_tokens(price: Price, nano: int) -> tuple[int, int, int, int]:
+    """The most input, cached, written and output tokens that this much can pay for, each as if nothing else were paid,
+    in the cheapest tier; 0 without a price, `UNBOUNDED` of what costs nothing."""
+    if price._top is None or nano <= 0:
+        return 0, 0, 0, 0
+    found = []
+    for names in (
+        ("input", "audio_in", "image_in"),
+        ("read",),
+        ("write", "write_1h"),
+        ("output", "reasoning", "audio_out", "image_out"),
+    ):
+        rate = min(int(getattr(row, name)) for row in price._rows for name in names)
+        found.append(-(-nano * price._per_nano // rate) if rate else UNBOUNDED)
+    return found[0], found[1], found[2], found[3]
 
 
 def _row_at(price: Price, input_tokens: int) -> _Row:

@@ -12,17 +12,22 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 
+from sidecar.db.schema import TOKEN_CLASSES
 from sidecar.errors import BadRequestError
+from sidecar.spend.cost import Price, most_tokens
 from sidecar.spend.ledger import Ledger
-from sidecar.spend.reports import Sums, report
+from sidecar.spend.price_loader import load_price
+from sidecar.spend.reports import INPUT, Sums, report
 from sidecar.types import usd_to_nano
 
 _DATED = re.compile(r"-20\d{6}$|-20\d\d-\d\d-\d\d$")
+MAX_BYTES = 256 * 1024 * 1024
 _MAX_LINES = 5_000_000
 _MAX_NUMBER = 10**18
 
@@ -54,7 +59,8 @@ class Invoice:
 @dataclass(frozen=True, slots=True)
 class Delta:
     """`what` is `usd` (values are nano-dollars) or a class of tokens. `uncertain` is the error bar: what the ledger
-    estimated or never learned, and what the export rounded; `unpriced` counts attempts the ledger has no cost for."""
+    estimated or never learned, and what the export rounded; `unpriced` counts attempts the ledger has no cost for.
+    Of tokens the error bar is those that the gateway counted, and what a cost without tokens can have paid for."""
 
     model: str
     what: str
@@ -99,8 +105,11 @@ def _read(reader: csv.DictReader[str]) -> Invoice:
             day = read(row, models)
         except (KeyError, ValueError, InvalidOperation, OverflowError, OSError) as error:
             raise BadRequestError(f"Line {number} of the file cannot be read: {type(error).__name__}.") from None
-        if day is not None:
-            days.append(day)
+        if day is None:
+            continue
+        if day == date.max:  # its end is no instant
+            raise BadRequestError(f"Line {number} of the file is of {day}: no day of a bill.")
+        days.append(day)
     if not days:
         raise BadRequestError("The file has no line that says what was used.")
     # Lines are rounded alike; `3` among cents is three dollars, not something near.
@@ -110,9 +119,27 @@ def _read(reader: csv.DictReader[str]) -> Invoice:
     return Invoice(vendor, kind, min(days), max(days), models)
 
 
-async def reconcile(ledger: Ledger, invoice: Invoice, where: Mapping[str, str] | None = None) -> list[Delta]:
+def read_file(path: Path) -> Invoice:
+    """Raises `OSError`, `BadRequestError`."""
+    with path.open("rb") as file:
+        found = file.read(MAX_BYTES + 1)
+    if len(found) > MAX_BYTES:
+        raise BadRequestError(f"The file has more than {MAX_BYTES // 1_048_576} MB; export a shorter time.")
+    try:
+        return read_invoice(found.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRequestError(f"The file is no text in UTF-8 (byte {error.start}).") from None
+
+
+async def reconcile(
+    ledger: Ledger,
+    invoice: Invoice,
+    where: Mapping[str, str] | None = None,
+    prices: Iterable[tuple[str, Price]] = (),
+) -> list[Delta]:
     """The whole first, then each model, the largest difference first. `where`: only these rows of the ledger, as for
-    `report`. Raises `UnavailableError`, `BadRequestError` for what a report cannot be asked."""
+    `report`. `prices`: the operator's own, by model; for others the price list's. Raises `UnavailableError`,
+    `BadRequestError` for what a report cannot be asked."""
     since = datetime.combine(invoice.first, datetime.min.time(), UTC).timestamp()
     until = datetime.combine(invoice.last + timedelta(days=1), datetime.min.time(), UTC).timestamp()
     where = {**(where or {}), "provider": invoice.vendor}
@@ -120,12 +147,23 @@ async def reconcile(ledger: Ledger, invoice: Invoice, where: Mapping[str, str] |
     recorded: dict[str, list[Sums]] = {}
     for line in found.lines:
         recorded.setdefault(known_as(line.names[0]), []).append(line.sums)
-    deltas = _deltas("all", list(invoice.models.values()), [found.total], invoice)
+    doubts: dict[str, dict[str, int]] = {}
+    if invoice.kind == "usage":
+        for name, doubt in await _doubts(ledger, since, until, where, prices):
+            _add_all(doubts.setdefault(known_as(name), {}), doubt)
+            _add_all(doubts.setdefault("", {}), doubt)
+    deltas = _deltas("all", list(invoice.models.values()), [found.total], invoice, doubts.get("", {}))
     if set(invoice.models) != {""}:
         of_models = [
             delta
             for model in sorted(invoice.models.keys() | recorded.keys())
-            for delta in _deltas(model, [invoice.models.get(model, Billed())], recorded.get(model, []), invoice)
+            for delta in _deltas(
+                model,
+                [invoice.models.get(model, Billed())],
+                recorded.get(model, []),
+                invoice,
+                doubts.get(model, {}),
+            )
         ]
         deltas += sorted(of_models, key=lambda delta: -abs(delta.delta))
     return deltas
@@ -137,7 +175,37 @@ def known_as(model: str) -> str:
     return _DATED.sub("", name)
 
 
-def _deltas(model: str, billed: list[Billed], recorded: list[Sums], invoice: Invoice) -> list[Delta]:
+async def _doubts(
+    ledger: Ledger, since: float, until: float, where: Mapping[str, str], prices: Iterable[tuple[str, Price]]
+) -> list[tuple[str, dict[str, int]]]:
+    """Per model of the ledger: the tokens by class that its rows are not sure of."""
+    own: dict[str, list[Price]] = {}
+    for name, price in prices:
+        own.setdefault(known_as(name), []).append(price)
+
+    async def of_rows(only: str) -> list[tuple[str, Sums]]:
+        found = await report(
+            ledger, by=("model",), since_at=since, until_at=until, where=where, limit=100_000, only=only
+        )
+        return [(line.names[0], line.sums) for line in found.lines]
+
+    doubts = [
+        (name, {kind: abs(of(sums)) for kind, of in _CLASSES.items()})
+        for name, sums in await of_rows("s.status IN ('estimated', 'unknown')")
+    ]
+    for kinds, columns in _SIDES.items():
+        untold = f"s.status = 'unknown' OR coalesce({', '.join(f's.{name}_tokens' for name in columns)}) IS NULL"
+        for name, sums in await of_rows(f"s.cost_nano <> 0 AND ({untold})"):
+            rates = own.get(known_as(name)) or [load_price(where["provider"], name, at=since)]
+            most = [most_tokens(price, abs(sums.cost_nano)) for price in rates]
+            bound = dict(zip(_CLASSES, map(max, zip(*most, strict=True)), strict=True))
+            doubts.append((name, {kind: bound[kind] for kind in kinds}))
+    return doubts
+
+
+def _deltas(
+    model: str, billed: list[Billed], recorded: list[Sums], invoice: Invoice, doubt: Mapping[str, int]
+) -> list[Delta]:
     unpriced = sum(sums.unpriced for sums in recorded)
     if invoice.kind == "cost":
         uncertain = sum(abs(sums.estimated_nano) + abs(sums.unknown_nano) for sums in recorded)
@@ -150,7 +218,7 @@ def _deltas(model: str, billed: list[Billed], recorded: list[Sums], invoice: Inv
             name,
             sum(bill.tokens.get(name, 0) for bill in billed),
             sum(of(sums) for sums in recorded),
-            0,
+            doubt.get(name, 0),
             unpriced,
         )
         for name, of in _CLASSES.items()
@@ -163,6 +231,13 @@ _CLASSES: Mapping[str, Callable[[Sums], int]] = {
     "cache write": lambda sums: _written(sums),
     "output": lambda sums: sums.output_tokens,
 }
+
+
+_SIDES: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("input", "cached input", "cache write"): INPUT,
+    ("output",): tuple(name for name in TOKEN_CLASSES if name not in INPUT),
+}
+"""Classes of tokens, and the fields of `Usage` of which one at least is told where the provider told that side."""
 
 
 def _cached(sums: Sums) -> int:
@@ -242,6 +317,11 @@ def _anthropic_usage(row: Row, models: dict[str, Billed]) -> date | None:
         _add(tokens, "cache write", _count(row, f"usage_input_tokens_cache_write_{name}"))
     _add(tokens, "output", _count(row, "usage_output_tokens"))
     return date.fromisoformat((row["usage_date_utc"] or "")[:10])
+
+
+def _add_all(tokens: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, count in more.items():
+        _add(tokens, name, count)
 
 
 def _add(tokens: dict[str, int], name: str, count: int) -> None:

@@ -1,7 +1,8 @@
 """What was spent, by whom and on what: sums from the daily totals, with the part of them that is not certain.
 
 The management API and `sidecar spend report` show them. Rules: whole UTC days are read from the daily totals and
-never from the rows, so a report over years costs what its days cost; money is nano-dollars, instants are Unix seconds.
+never from the rows (unless a caller wants some of these only), so a report over years costs what its days cost; money
+is nano-dollars, instants are Unix seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from sidecar.db.schema import TOKEN_CLASSES, TOTALS
 from sidecar.errors import BadRequestError
 from sidecar.spend.ledger import Ledger, stored_text, window_of
-from sidecar.spend.rollups import NAMES, summed, totals_of
+from sidecar.spend.rollups import NAMES, Span, summed, totals_of
+from sidecar.spend.rows import micros
 from sidecar.types import Usage
 
 ENTITIES = tuple(name for name in NAMES if name != "all")
@@ -22,7 +24,7 @@ ENTITIES = tuple(name for name in NAMES if name != "all")
 COLUMNS = {"day": "day_at", "model": "model", "provider": "provider"}
 BY = (*sorted(ENTITIES), *COLUMNS)
 """Everything a report may be by. `model` is the provider's name of it, `group` the name clients call."""
-_INPUT = ("input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input")
+INPUT = ("input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,11 @@ class Sums:
 
     @property
     def input_tokens(self) -> int:
-        return sum(getattr(self.usage, name) for name in _INPUT)
+        return sum(getattr(self.usage, name) for name in INPUT)
 
     @property
     def output_tokens(self) -> int:
-        return sum(getattr(self.usage, name) for name in TOKEN_CLASSES if name not in _INPUT)
+        return sum(getattr(self.usage, name) for name in TOKEN_CLASSES if name not in INPUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +82,16 @@ async def report(
     where: Mapping[str, str] | None = None,
     limit: int = 1000,
     offset: int = 0,
+    only: str = "",
 ) -> Report:
-    """`by` are names of `BY`; `where` gives values they have to have (an entity, `provider`, `model`). Raises
-    `BadRequestError`, `UnavailableError`."""
+    """`by` are names of `BY`; `where` gives values they have to have (an entity, `provider`, `model`). With
+    `only`, SQL on a row `s`, the rows that meet it are read instead of the totals. Raises `BadRequestError`,
+    `UnavailableError`."""
     import sqlalchemy as sa
 
     names = tuple(by)
     async with ledger.connection() as connection:
-        query, values = await _query(ledger, connection, names, since_at, until_at, dict(where or {}))
+        query, values = await _query(ledger, connection, names, since_at, until_at, dict(where or {}), only)
         columns = ", ".join(_columns(names))
         sums = ", ".join(f"{summed(name, ledger.database.dialect)} AS {name}" for name in TOTALS)
         order = f"{'day_at DESC, ' if names[0] == 'day' else ''}cost_nano DESC, {columns}"
@@ -140,6 +144,7 @@ async def _query(
     since_at: float | None,
     until_at: float | None,
     where: dict[str, str],
+    only: str = "",
 ) -> tuple[str, dict[str, object]]:
     unknown = [name for name in (*by, *where) if name not in BY or (name in where and name == "day")]
     if unknown or not by or len(set(by)) < len(by):
@@ -152,11 +157,18 @@ async def _query(
         )
     dimension = entities.pop() if entities else "all"
     window = await window_of(connection, since_at, until_at)
+    if only:
+        bounds = (
+            since_at if since_at is None else micros(since_at),
+            until_at if until_at is None else micros(until_at),
+        )
+        window = Span(0, 0, (bounds,))
     query, values = totals_of(
         dimension,
         window,
         dialect=ledger.database.dialect,
         is_split=any(name in COLUMNS and name != "day" for name in (*by, *where)),
+        only=only,
     )
     conditions = []
     for name, value in where.items():

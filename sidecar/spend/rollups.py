@@ -140,12 +140,19 @@ def span(since_at: float | None, until_at: float | None, rows_since: int = 0) ->
 
 
 def totals_of(
-    dimension: str, window: Span, *, dialect: str, is_named: bool = False, is_split: bool = True, prefix: str = ""
+    dimension: str,
+    window: Span,
+    *,
+    dialect: str,
+    is_named: bool = False,
+    is_split: bool = True,
+    prefix: str = "",
+    only: str = "",
 ) -> tuple[str, dict[str, object]]:
     """A query for the totals of a window in the columns of `spend_daily` (several rows for one name), and its
     parameters (`prefix` before their names, for several of these in one statement); `is_named` adds the condition
     `name IN :names`, without `is_split` providers and models may be empty. Whole days are read from the totals, parts
-    of days from the rows."""
+    of days from the rows; of these, `only` those that meet that condition on `s`."""
     columns = ", ".join((*KEY, *TOTALS))
     is_whole = not is_split and dimension in WHOLE
     where = "dimension = :dimension"
@@ -162,7 +169,7 @@ def totals_of(
     else:
         queries = [f"SELECT {columns} FROM spend_daily WHERE {where}"]  # noqa: S608
     for number, (start, end) in enumerate(window.parts):
-        bounds = []
+        bounds = [f"({only})"] if only else []
         if start is not None:
             bounds.append(f"s.at >= :{prefix}from{number}")
             values[f"{prefix}from{number}"] = start

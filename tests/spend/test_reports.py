@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import date
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from sidecar.db import Database
 from sidecar.errors import BadRequestError
+from sidecar.spend.cost import Price, Rates
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.reconcile import known_as, read_invoice, reconcile
 from sidecar.spend.reports import BY, key_aliases, plan, report
 from sidecar.types import Usage
-from tests.spend.rows import AT, row
+from tests.spend.rows import AT, exchange_id, row
 from tests.spend.test_rollups import company
 
 pytestmark = pytest.mark.anyio
@@ -184,6 +188,13 @@ def test_one_model_has_one_name() -> None:
     assert known_as("gpt-4o-mini") == "gpt-4o-mini"
 
 
+@pytest.mark.parametrize("text", [ANTHROPIC_COST.replace("2027-01-16", "9999-12-31"),
+                                  OPENAI_COST.replace("1799971200", "253402214400")])  # fmt: skip
+def test_a_day_that_has_no_end_is_refused(text: str) -> None:
+    with pytest.raises(BadRequestError, match=r"Line [34] of the file is of 9999-12-31"):
+        read_invoice(text)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "a,b\n1,2\n", ANTHROPIC_COST.replace("1.50,", "much,"), ANTHROPIC_COST.replace("2027-01-15", "yesterday"),
@@ -238,3 +249,39 @@ async def test_tokens_are_compared_class_by_class(ledger: Ledger) -> None:
     assert [(d.model, d.what, d.delta) for d in deltas if not d.is_explained] == [
         ("all", "output", -1), ("claude-haiku-4-5", "output", -1),
     ]  # fmt: skip
+
+
+async def test_tokens_that_nobody_told_are_the_error_bar_of_an_export_of_usage(ledger: Ledger) -> None:
+    told = Usage(input=101, cached_input=40, cache_write_5m=7, cache_write_1h=3, output=50)
+    haiku: dict[str, Any] = {"provider": "anthropic", "model": "claude-haiku-4-5", "at": MIDNIGHT}
+    counted = Usage(input=9, output=20)
+    await ledger.insert([row(0, **haiku, usage=told), row(1, **haiku, usage=counted, status="estimated")])
+    invoice = read_invoice(ANTHROPIC_USAGE)
+
+    async def bars(*prices: tuple[str, Price]) -> dict[tuple[str, str], int]:
+        return {(d.model, d.what): d.uncertain for d in await reconcile(ledger, invoice, prices=prices)}
+
+    of_haiku = {"input": 9, "cached input": 0, "cache write": 0, "output": 20}
+    assert await bars() == {(name, what): bar for name in ("all", "claude-haiku-4-5") for what, bar in of_haiku.items()}
+    assert all(delta.is_explained for delta in await reconcile(ledger, invoice))
+
+    # A hold of $0.01 buys 10,000 tokens at $1 a million, 2,000 at $5; the price list says so of Haiku 4.5.
+    hold = row(2, **haiku, usage=Usage(), status="unknown", cost_nano=10_000_000)
+    await ledger.insert([hold])
+    found = await bars()
+    assert (found["all", "input"], found["all", "output"]) == (9 + 10_000, 20 + 2000)
+    assert found["claude-haiku-4-5", "cached input"] == 100_000
+    own = Price("priced", Rates(input=Decimal(100), output=Decimal(200), cache_read=Decimal(1)))
+    assert (await bars(("claude-haiku-4-5-20251001", own)))["all", "output"] == 20 + 50
+    sonnet = replace(
+        hold, exchange_id=exchange_id(3), model="claude-sonnet-4-5", usage=Usage(input=5), status="settled"
+    )
+    await ledger.insert([sonnet])  # the output alone is not told
+    found = await bars()
+    assert (found["claude-sonnet-4-5", "input"], found["claude-sonnet-4-5", "output"]) == (0, 667)
+
+    # Resolved: the hold is taken back, the real cost stands, of tokens nobody told.
+    back = replace(hold, revision=1, cost_nano=-hold.cost_nano)
+    await ledger.insert([back, replace(hold, revision=2, status="settled", cost_nano=5_000_000)])
+    assert (await bars())["claude-haiku-4-5", "output"] == 20 + 1000
+    assert {d.uncertain for d in await reconcile(ledger, invoice, {"group": "other"})} == {0}

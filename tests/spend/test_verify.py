@@ -18,6 +18,7 @@ from sidecar.cli.spend import redis_counters
 from sidecar.db import Database, migrate
 from sidecar.limits.admission import Admission
 from sidecar.limits.store import open_store
+from sidecar.spend import reconcile
 from sidecar.spend.ledger import Ledger
 from sidecar.spend.verify import totals_that_differ
 from sidecar.types import Budget, Identity, SpendRecord
@@ -177,3 +178,27 @@ def test_an_invoice_is_compared_and_the_exit_code_says_whether_it_is_explained(
     assert (other.exit_code, json.loads(other.output)["data"][0]["ledger"]) == (1, "0")
     assert sidecar("reconcile", "--invoice", str(file), "--where", "group").exit_code == 2
     assert sidecar("reconcile", "--invoice", str(tmp_path / "none.csv")).exit_code == 2
+
+
+def test_models_that_differ_one_up_one_down_are_not_explained_by_their_sum(
+    sidecar: Command, database_url: str, tmp_path: Path
+) -> None:
+    asyncio.run(migrate(database_url))
+    costs = {"claude-haiku-4-5": 4_750_000_000, "claude-sonnet-4-5": 0}
+    rows = [row(n, provider="anthropic", model=m, cost_nano=nano) for n, (m, nano) in enumerate(costs.items())]
+    asyncio.run(insert(database_url, *rows))
+    file = tmp_path / "costs.csv"
+    file.write_text(ANTHROPIC_COST)
+    found = sidecar("reconcile", "--invoice", str(file), "--json")
+    assert [line["delta"] for line in json.loads(found.output)["data"]] == ["0", "-3", "3"]
+    assert found.exit_code == 1
+
+
+def test_a_file_without_end_is_read_as_far_as_an_export_may_be_long(
+    sidecar: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "MAX_BYTES", 1 << 20)
+    found = sidecar("reconcile", "--invoice", "/dev/zero")
+    assert (found.exit_code, found.output) == (2, "/dev/zero: The file has more than 1 MB; export a shorter time.\n")
+    (tmp_path / "latin.csv").write_bytes(b"\xff")
+    assert "no text in UTF-8" in sidecar("reconcile", "--invoice", str(tmp_path / "latin.csv")).output
