@@ -7,15 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.faults.provider import FaultProvider, fault_provider
-from tests.promises.sizes import failed, lines, passed
+from tests.promises.sizes import ended, lines
 from tests.promises.support import Running, served
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.failed:
-        failed(report.nodeid)
-    elif report.passed and report.when == "call":
-        passed(report.nodeid)
+    ended(report)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

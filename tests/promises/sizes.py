@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 IS_FULL = os.environ.get("PROMISES") == "full"
 
 
 lines: list[str] = []
 """What was measured so far; the end of the run shows it."""
-_passed: Counter[int] = Counter()
 
 
 def size(name: str, short: int, *, full: int) -> int:
@@ -31,20 +33,18 @@ def measured(promise: int, figures: str) -> None:
     _write({"promise": promise, "figures": figures})
 
 
-def passed(nodeid: str) -> None:
-    """A promise that measures nothing but whether it holds has the number of its cases for a figure."""
-    if (number := _promise_of(nodeid)) is not None:
-        _passed[number] += 1
-        _write({"promise": number, "cases": _passed[number]})
+def ended(report: pytest.TestReport) -> None:
+    """A hook of pytest's: what became of a test."""
+    if promise_of(report.nodeid) is None:
+        return
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else "expected to fail"
+        _write({"test": report.nodeid, "end": f"skipped ({reason.removeprefix('Skipped: ')})"})
+    elif report.failed or report.when == "call":
+        _write({"test": report.nodeid, "end": "passed" if report.passed else "failed"})
 
 
-def failed(nodeid: str) -> None:
-    """What a promise measured counts for nothing if one of its tests fails."""
-    if (number := _promise_of(nodeid)) is not None:
-        _write({"promise": number})
-
-
-def _promise_of(nodeid: str) -> int | None:
+def promise_of(nodeid: str) -> int | None:
     found = re.search(r"/test_(\d\d)_", nodeid)
     return int(found[1]) if found is not None else None
 
