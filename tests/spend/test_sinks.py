@@ -11,7 +11,7 @@ import hmac
 import io
 import json
 import select
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,42 @@ async def test_a_sink_that_hangs_bounds_its_queue_and_counts_what_it_drops(recei
     sent = sum(len(json.loads(got.body)["records"]) for got in receiver.seen)
     assert outlet.dropped >= 2000 - sent - 100
     assert outlet.dropped + sent >= 2000
+
+
+@dataclass
+class Hanging:
+    """A sink that takes nothing until it is told to end, and then does what `then` says."""
+
+    then: str
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    taken: int = 0
+
+    async def write(self, records: Sequence[SpendRecord]) -> None:
+        self.begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            if self.then == "ends":
+                raise
+            if self.then == "fails":
+                raise OSError("gone") from None
+            self.taken += len(records)
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("then", ["ends", "fails", "takes it after all"])
+async def test_a_record_is_taken_or_dropped_once_when_the_outlet_closes(then: str) -> None:
+    sink = Hanging(then)
+    outlet = Outlet(sink)
+    for number in range(800):
+        outlet.offer(replace(RECORD, attempt=number))
+    await sink.begun.wait()
+    async with asyncio.timeout(60):
+        await outlet.aclose(timeout_s=0)
+    assert outlet.dropped == 800 - sink.taken
+    assert sink.taken == (800 if then == "takes it after all" else 0)
 
 
 async def test_otlp_spans_are_what_opentelemetry_reads(receiver: Receiver) -> None:

@@ -29,7 +29,8 @@ class Sink(Protocol):
 
 
 class Outlet:
-    """The queue before one sink. `dropped` counts what did not fit or could not be written."""
+    """The queue before one sink. `dropped` counts what did not fit, could not be written, or was not when it
+    closed."""
 
     def __init__(self, sink: Sink, *, size: int = QUEUE_RECORDS) -> None:
         self._sink = sink
@@ -56,6 +57,9 @@ class Outlet:
                 batch = [self._queue.popleft() for _ in range(min(BATCH_RECORDS, len(self._queue)))]
                 try:
                     await self._sink.write(batch)
+                except asyncio.CancelledError:
+                    self.dropped += len(batch)
+                    raise
                 except Exception as error:  # noqa: BLE001 - a sink may raise anything
                     # The gateway goes on; the operator sees it here and in the count.
                     some = getattr(error, "lost", None)
