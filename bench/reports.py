@@ -123,6 +123,11 @@ def questions(ledger: Ledger, count: int) -> dict[str, Callable[[], Awaitable[An
         "one tag": {"tag": "batch"},
         "one request id": {"request_id": f"req-{count // 2}"},
         "one key, one model, a week": {"key_hash": hashed(1), "model": "o3", **week},
+        "a status that no row has": {"status": "free"},
+        "an outcome that no row has": {"outcome": "client_left"},
+        "a deployment that no row has": {"deployment_id": "nobody"},
+        "a group, of a status that it has not": {"group": "o3", "status": "free"},
+        "a key, of a status that it has not": {"key_hash": hashed(1), "status": "free"},
     }
     asked |= {f"rows of {name}": lambda f=found: pages(1, **f) for name, found in filters.items()}  # type: ignore[misc]
     for name in ("key_hash", "user_id", "team_id", "end_user_id", "tag", "model"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 BATCH_ROWS = {"sqlite": 1000, "postgresql": 3000}
 """Of a transaction. Larger ones add more rows to a total at once, but keep others waiting: SQLite has one writer."""
 MAX_PAGE = 1000
+SCAN_ROWS = 20_000
+"""How many rows a page looks through at most for filters without an index."""
+_INDEXED = ("exchange_id", "request_id", "key_hash", "user_id", "end_user_id", "team_id")
 
 _INPUT = ("input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input")
 _OUTPUT = ("output", "reasoning", "audio_output", "image_output")
@@ -53,7 +56,8 @@ _decode_cursor = msgspec.json.Decoder(tuple[int, str, int, int]).decode
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Newest first. `next_cursor` goes into the next call; `None` after the last page."""
+    """Newest first. `next_cursor` goes into the next call; `None` after the last page. Before it a page may hold fewer
+    records than asked for, or none."""
 
     records: list[SpendRecord]
     next_cursor: str | None
@@ -127,25 +131,27 @@ class Ledger:
         limit: int = 100,
         cursor: str | None = None,
     ) -> LogPage:
-        """The rows that match all given filters. Raises `BadRequestError` for a cursor that is not ours."""
+        """The rows that match all given filters, of `SCAN_ROWS` looked through. Raises `BadRequestError` for a cursor
+        that is not ours."""
         import sqlalchemy as sa
 
         from sidecar.db.schema import spend
 
         limit = max(1, min(limit, MAX_PAGE))
-        order = (spend.c.at, spend.c.exchange_id, spend.c.attempt, spend.c.revision)
         equal = {
             "key_hash": key_hash, "exchange_id": exchange_id, "request_id": request_id, "model_group": group,
             "status": status, "outcome": outcome, "user_id": user_id, "team_id": team_id,
             "organization_id": organization_id, "end_user_id": end_user_id, "model": model, "provider": provider,
             "deployment_id": deployment_id,
         }  # fmt: skip
-        where = [spend.c[name] == stored_text(value) for name, value in equal.items() if value is not None]
+        # Rows come by the index of one filter, or by their instants; for all others they are looked through.
+        given = {name: stored_text(value) for name, value in equal.items() if value is not None}
+        by = next((name for name in _INDEXED if name in given), None)
+        where = [spend.c[by] == given.pop(by)] if by is not None else []
         where += _window(since_at, until_at)
-        if tag is not None:
-            where.append(self._has_tag(stored_text(tag)))
         if cursor is not None:
-            where.append(sa.tuple_(*order) < sa.tuple_(*_read_cursor(cursor)))
+            where.append(sa.tuple_(*_order(spend)) < sa.tuple_(*_read_cursor(cursor)))
+        is_scan = (tag is not None or bool(given)) and by not in ("exchange_id", "request_id")
         named = {"organization": organization_id, "tag": tag, "group": group}
         async with self.connection() as connection:
             if model is not None or provider is not None or any(named.values()):
@@ -153,10 +159,23 @@ class Ledger:
                 if days is None:
                     return LogPage([], None)
                 where += [spend.c.at >= days[0], spend.c.at < days[1] + DAY]
-            query = sa.select(spend).where(*where).order_by(*(column.desc() for column in order)).limit(limit + 1)
-            found = (await connection.execute(query)).mappings().all()
+            source = _newest(sa.select(spend).where(*where), spend).limit(SCAN_ROWS).subquery() if is_scan else spend
+            others = [source.c[name] == value for name, value in given.items()]
+            if tag is not None:
+                others.append(self._has_tag(source.c.tags, stored_text(tag)))
+            query = sa.select(source).where(*([] if is_scan else where), *others)
+            found: Sequence[Any] = (await connection.execute(_newest(query, source).limit(limit + 1))).mappings().all()
+            last = None
+            if is_scan and len(found) <= limit:
+                places = _newest(sa.select(*_order(spend)).where(*where), spend)
+                last = (await connection.execute(places.limit(1).offset(SCAN_ROWS - 1))).mappings().first()
+        if last is not None:
+            # Rows that came between the two queries move the last place up; what is below it comes again.
+            found = [row for row in found if _place(row) >= _place(last)]
         records = [record_of_columns(row) for row in found[:limit]]
-        return LogPage(records, _write_cursor(found[limit - 1]) if len(found) > limit else None)
+        if len(found) > limit:
+            last = found[limit - 1]
+        return LogPage(records, None if last is None else _write_cursor(last))
 
     async def _days(
         self, connection: AsyncConnection, named: Mapping[str, str | None], model: str | None, provider: str | None
@@ -174,21 +193,19 @@ class Ledger:
         first, last = (await connection.execute(query)).one()
         return None if first is None else (int(first), int(last))
 
-    def _has_tag(self, name: str) -> sa.ColumnElement[bool]:
+    def _has_tag(self, tags: sa.ColumnElement[str], name: str) -> sa.ColumnElement[bool]:
         """Most rows are told apart as text; what looks like the tag there may be a piece of another one."""
         import sqlalchemy as sa
 
-        from sidecar.db.schema import spend
-
-        looks_so = spend.c.tags.contains(_encode(name).decode(), autoescape=True)
+        looks_so = tags.contains(_encode(name).decode(), autoescape=True)
         if self.database.dialect == "sqlite":
-            items = sa.func.json_each(spend.c.tags).table_valued("value")
+            items = sa.func.json_each(tags).table_valued("value")
             return sa.and_(
                 looks_so, sa.exists(sa.select(sa.literal(1)).select_from(items).where(items.c.value == name))
             )
         from sqlalchemy.dialects.postgresql import JSONB
 
-        return sa.and_(looks_so, sa.cast(spend.c.tags, JSONB).contains([name]))
+        return sa.and_(looks_so, sa.cast(tags, JSONB).contains([name]))
 
     async def rows_of(self, exchange_id: str) -> list[SpendRecord]:
         """Every row of one exchange, in order."""
@@ -371,9 +388,20 @@ def stored_text(value: str) -> str:
     return value.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
+def _order(table: sa.FromClause) -> tuple[sa.ColumnElement[Any], ...]:
+    return table.c.at, table.c.exchange_id, table.c.attempt, table.c.revision
+
+
+def _newest(query: sa.Select[Any], table: sa.FromClause) -> sa.Select[Any]:
+    return query.order_by(*(column.desc() for column in _order(table)))
+
+
+def _place(row: Mapping[Any, Any]) -> tuple[int, str, int, int]:
+    return row["at"], row["exchange_id"], row["attempt"], row["revision"]
+
+
 def _write_cursor(row: Mapping[Any, Any]) -> str:
-    place: Iterable[Any] = (row["at"], row["exchange_id"], row["attempt"], row["revision"])
-    return base64.urlsafe_b64encode(_encode(tuple(place))).decode().rstrip("=")
+    return base64.urlsafe_b64encode(_encode(_place(row))).decode().rstrip("=")
 
 
 def _read_cursor(cursor: str) -> tuple[int, str, int, int]:

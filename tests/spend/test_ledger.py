@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from sidecar.db import Database
 from sidecar.errors import BadRequestError, UnavailableError
 from sidecar.spend.ledger import Ledger
 from sidecar.types import SpendRecord, Usage
-from tests.spend.rows import AT, row
+from tests.spend.rows import AT, exchange_id, row
 
 pytestmark = pytest.mark.anyio
 
@@ -75,6 +76,59 @@ async def test_pages_meet_without_gap_or_overlap_also_where_instants_are_equal(l
         if cursor is None:
             break
     assert found == sorted(rows, key=lambda r: (r.at, r.exchange_id), reverse=True)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"status": "unknown"},
+        {"outcome": "client_left", "key_hash": "k0"},
+        {"deployment_id": "d2", "team_id": "t", "since_at": AT + 1},
+        {"group": "g1", "status": "unknown"},
+        {"tag": "x", "until_at": AT + 8},
+        {"deployment_id": "nobody"},
+    ],
+)
+async def test_a_page_looks_through_so_many_rows_and_the_next_goes_on(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, filters: dict[str, Any], limit: int
+) -> None:
+    monkeypatch.setattr("sidecar.spend.ledger.SCAN_ROWS", 10)
+    rows = [
+        row(n, at=AT + n // 6, key_hash=f"k{n % 2}", group=f"g{n % 3}", deployment_id=f"d{n % 5}", team_id="t",
+            status="unknown" if n in (3, 4, 50) else "settled", outcome="client_left" if n % 31 == 0 else "ok",
+            tags=("x",) if n % 40 == 7 else ())
+        for n in range(95)
+    ]  # fmt: skip
+    await ledger.insert(rows)
+    monkeypatch.setattr("sidecar.spend.ledger.SCAN_ROWS", 1000)
+    expected = (await ledger.logs(limit=1000, **filters)).records
+    monkeypatch.setattr("sidecar.spend.ledger.SCAN_ROWS", 10)
+    found: list[SpendRecord] = []
+    pages: list[int] = []
+    cursor = None
+    while True:
+        page = await ledger.logs(limit=limit, cursor=cursor, **filters)
+        found += page.records
+        pages.append(len(page.records))
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert found == expected
+    assert bool(expected) == ("nobody" not in filters.values())
+    assert max(pages) <= limit
+    assert len(pages) > 2
+
+
+async def test_a_page_of_one_indexed_filter_is_never_cut_short(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.spend.ledger.SCAN_ROWS", 2)
+    whose: dict[str, Any] = {"user_id": "u", "team_id": "t", "end_user_id": "e", "request_id": "r"}
+    await ledger.insert([row(n, exchange_id=exchange_id(1), attempt=n, **whose) for n in range(9)])
+    asked: list[dict[str, Any]] = [{}, {"key_hash": "k" * 64}, *({name: value} for name, value in whose.items())]
+    asked += [{"exchange_id": exchange_id(1), "status": "settled"}, {"request_id": "r", "group": "gpt"}]
+    for filters in asked:
+        page = await ledger.logs(**filters)
+        assert (len(page.records), page.next_cursor) == (9, None), filters
 
 
 async def test_every_filter_filters(ledger: Ledger) -> None:
