@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,6 +228,17 @@ async def eventually(
         assert loop.time() < end, f"waited {timeout_s} s for {name()}"
         await asyncio.sleep(pause_s)
         pause_s = min(1.25 * pause_s, 0.1)
+
+
+async def at_best(bound_s: float, once: Callable[[], Awaitable[float]], *tried: float, tries: int = 5) -> float:
+    """The least of the seconds `once` gives, which are to be within the bound; it is asked again until they are. A
+    machine that stands still makes any of them late, what is wrong with the gateway all. `tried`: what was found so
+    far."""
+    took = list(tried)
+    while min(took, default=bound_s + 1) > bound_s:
+        assert len(took) < tries, f"each time later than {bound_s} s: {took}"
+        took.append(await once())
+    return min(took)
 
 
 @contextlib.asynccontextmanager
