@@ -29,6 +29,8 @@ pytestmark = pytest.mark.anyio
 T = TypeVar("T")
 WHOLE = "".join(WORDS)
 LIMIT_S = 0.4
+BOUND_S = 0.2
+"""So much later at most each fires."""
 LONG_S = 90.0
 BEAT_S = 0.2
 SILENCE_S = size("PROMISE_22_SILENCE", 2, full=150)
@@ -160,8 +162,8 @@ def code_of(answer: bytes) -> str:
 
 
 def is_at_its_moment(seconds: float) -> bool:
-    """None of the others could have fired."""
-    return LIMIT_S * 0.9 <= seconds < LONG_S / 2
+    assert seconds >= LIMIT_S * 0.9, seconds
+    return seconds <= LIMIT_S + BOUND_S
 
 
 async def again(ask: Callable[[], Awaitable[T]], is_fine: Callable[[T], bool]) -> T:
@@ -190,7 +192,7 @@ async def four(
         folder = tmp_path_factory.mktemp("four")
         async with served(folder, provider_of_file.base_url, top=top(models, heartbeat_s=30)) as running:
             yield running, await running.mint()
-            measured(22, f"each of the four fired at most {1000 * max(late):.0f} ms late")
+            measured(22, f"each of the four fired at most {1000 * max(late):.0f} ms late, at best of five tries")
 
 
 CASES = (
@@ -214,7 +216,9 @@ async def test_each_fires_at_its_moment_and_names_itself(
         faults.script(*([fault] if fault is not None else []))
         return await timed(running, key, body(f"{phase}-{dialect}", stream=is_stream))
 
-    seconds, status, answer = await again(ask, lambda found: found[1] == 200 or not has_begun)
+    seconds, status, answer = await again(
+        ask, lambda found: is_at_its_moment(found[0]) and (found[1] == 200 or not has_begun)
+    )
     assert code_of(answer) == f"upstream_timeout_{phase}"
     assert status == (200 if has_begun else 504)
     assert b"[DONE]" not in answer
@@ -227,20 +231,29 @@ async def test_one_request_may_shorten_them_all(
     four: tuple[Running, str], faults: FaultProvider, phase: str, fault: Fault | None, is_stream: bool
 ) -> None:
     running, key = four
-    faults.script(*([fault] if fault is not None else []))
     model = "long-openai" if fault is not None else "long-connect-openai"
-    payload = body(model, stream=is_stream)
-    seconds, _, answer = await timed(running, key, payload, **{"x-sidecar-timeout": str(LIMIT_S)})
+
+    async def ask() -> tuple[float, int, bytes]:
+        faults.reset()
+        faults.script(*([fault] if fault is not None else []))
+        return await timed(running, key, body(model, stream=is_stream), **{"x-sidecar-timeout": str(LIMIT_S)})
+
+    seconds, _, answer = await again(ask, lambda found: is_at_its_moment(found[0]))
     assert code_of(answer) == "upstream_timeout_total"
     assert is_at_its_moment(seconds), seconds
 
 
 async def test_it_cannot_lengthen(four: tuple[Running, str], faults: FaultProvider) -> None:
     running, key = four
-    faults.script(Fault("silent"))
-    seconds, status, answer = await timed(running, key, body("total-openai"), **{"x-sidecar-timeout": "3600"})
+
+    async def ask() -> tuple[float, int, bytes]:
+        faults.reset()
+        faults.script(Fault("silent"))
+        return await timed(running, key, body("total-openai"), **{"x-sidecar-timeout": "3600"})
+
+    seconds, status, answer = await again(ask, lambda found: is_at_its_moment(found[0]))
     assert (status, code_of(answer)) == (504, "upstream_timeout_total")
-    assert is_at_its_moment(seconds)
+    assert is_at_its_moment(seconds), seconds
 
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "0.0", "soon", "1e3", "nan", "inf", "5s", "1,5", "99999999", "1 2"])
