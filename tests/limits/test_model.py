@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.limits.claims import Admitted, Denied
@@ -76,7 +76,13 @@ steps = st.lists(
 )
 
 
+OVERSPENT = [("acquire", 0, 0, 52, False), ("acquire", 0, 0, 0, False), ("extend", 0, 0, 57, False)]
+OVERSPENT += [("settle", 0, 0, 0, True), ("settle", 0, 0, 12, False), ("acquire", 0, 0, 0, False)]
+"""What costs nothing comes while more is spent than there is."""
+
+
 @given(steps)
+@example(OVERSPENT)
 @settings(max_examples=300, deadline=None)
 def test_memory_agrees_with_the_model(work: Any) -> None:
     asyncio.run(_compare(MemoryStore(lambda: NOW), work, ""))
@@ -86,6 +92,7 @@ _runs = itertools.count()
 
 
 @given(steps)
+@example(OVERSPENT)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_redis_and_valkey_agree_with_the_model(redis_url: str, valkey_url: str, work: Any) -> None:
     run = str(next(_runs))

@@ -134,7 +134,7 @@ class MemoryStore:
             else:
                 left = window.max_nano - counter.nano
             if left < hold:
-                hold = left
+                hold = max(left, 0)
         if hold_nano and claims.windows and (hold < min_hold_nano or hold <= 0):
             # What costs nothing passes, whatever was spent.
             is_short = True
