@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from decimal import Decimal
 from typing import Any
 
@@ -19,7 +20,8 @@ from sidecar.types import Usage
 from tests.translate.dialects import DISTINCT
 from tests.translate.support import OK, USER, call_to, events, make_call, run
 
-SOUND = base64.b64encode(b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(range(256))).decode()
+WAVE = b"RIFF\x24\x01\x00\x00WAVEfmt \x10\x00\x00\x00" + struct.pack("<HHIIHH", 1, 1, 24_000, 48_000, 2, 16)
+SOUND = base64.b64encode(WAVE + b"data\x00\x01\x00\x00" + bytes(range(256))).decode()
 HEARD = [
     {
         "role": "user",
