@@ -184,7 +184,7 @@ class Gateway:
                 other = self._again()
                 self.stack, self._router, self._render_metrics = other.stack, other._router, other._render_metrics
                 self._starters, self._closers, self._is_ready = other._starters, other._closers, other._is_ready
-            self._starting, self._retry_start_at = None, 0.0
+            self._starting, self._ending, self._retry_start_at = None, None, 0.0
             self._is_started = self._is_leaving = self._is_ended = False
         self._loop = loop
 
@@ -206,11 +206,12 @@ class Gateway:
         come to their end first: cancelled a second time, a database's driver leaves its connection open."""
         try:
             await asyncio.get_running_loop().create_future()
-        finally:
+        except asyncio.CancelledError:
             if self._ending is (myself := asyncio.current_task()):
                 if others := asyncio.all_tasks() - {myself}:
                     await asyncio.wait(others, timeout=AGAIN_S)
                 await self.aclose()
+            raise
 
     def leave(self) -> None:
         """Not ready from now on, and each connection is for one answer; all else goes on until `aclose`. For whoever

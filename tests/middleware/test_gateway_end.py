@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import anyio.to_thread
 import httpx2
@@ -69,6 +70,18 @@ def test_a_gateway_that_nobody_ends_ends_with_the_loop_and_starts_anew_on_the_ne
     for _ in range(3):
         asyncio.run(gateway.start())
     assert [parts.told for parts in composing.made] == [["opened", "closed"]] * 3
+
+
+def test_a_loop_that_is_closed_with_all_its_tasks_pending_is_left_behind() -> None:
+    composing = Composing()
+    gateway = composing()
+    for _ in range(2):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(gateway.start())
+        loop.close()
+    asyncio.run(gateway.start())
+    gc.collect()
+    assert [parts.told for parts in composing.made] == [["opened"], ["opened"], ["opened", "closed"]]
 
 
 async def test_one_that_was_ended_starts_anew_on_the_same_loop() -> None:
