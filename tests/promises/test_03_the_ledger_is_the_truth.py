@@ -31,7 +31,7 @@ from tests.promises.sizes import measured, size
 from tests.spend.rows import exchange_id
 
 pytestmark = pytest.mark.anyio
-OPERATIONS = size("PROMISE_3_OPERATIONS", 3000, full=60_000)
+OPERATIONS = size("PROMISE_3_OPERATIONS", 3000, full=45_000)
 NOW = 2_000_000_000.0
 USD = 10**9
 TEAM = {"t1": (Budget(2_000, "1h"), Budget(90_000, "1mo")), "t2": (Budget(40_000, "1w"),)}
