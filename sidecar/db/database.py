@@ -142,16 +142,21 @@ class Database:
             return
         loop = asyncio.get_running_loop()
         until = loop.time() + LENT_S
-        # The pool tells nobody.
-        while self._lent and len(asyncio.all_tasks()) > 1 and loop.time() < until:  # noqa: ASYNC110
+        # The pool tells nobody; when no other task is left, nobody gives one back.
+        while self._are_lent() and len(asyncio.all_tasks()) > 1 and loop.time() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         # SQLAlchemy gives one back in a task, which the loop's end cancels.
-        for entry in tuple(self._lent):
+        for entry in self._are_lent():
             entry.invalidate()
+        self._lent.clear()
         with contextlib.suppress(TimeoutError):  # a server that stands still: the driver waits for its goodbye
             async with asyncio.timeout(LENT_S if self.dialect == "postgresql" else None):
                 await engine.dispose()
         await self._end_threads()
+
+    def _are_lent(self) -> list[ConnectionPoolEntry]:
+        """Without those that the garbage collector gave back, which tells nobody."""
+        return [entry for entry in self._lent if entry.in_use]
 
     def _connect_sqlite(self, *args: Any, **options: Any) -> aiosqlite.Connection:
         import aiosqlite

@@ -242,8 +242,7 @@ class RouteMiddleware:
             finally:
                 if begins in exchange.before_attempt:
                     exchange.before_attempt.remove(begins)
-                used = {attempt.deployment.deployment_id for attempt in exchange.attempts}
-                room.freed(lambda: self._lines_for(room, used))
+                room.freed(lambda: self._lines_for(room, exchange))
 
         try:
             await room.through(
@@ -259,8 +258,9 @@ class RouteMiddleware:
                 exchange.outcome = exchange.outcome or "client_left"  # nothing was sent: nothing is charged
             raise
 
-    def _lines_for(self, room: WaitingRoom, used: set[str]) -> list[str]:
-        """Those whose requests one of these deployments may serve."""
+    def _lines_for(self, room: WaitingRoom, exchange: Exchange) -> list[str]:
+        """Those whose requests a deployment may serve that this one used."""
+        used = {attempt.deployment.deployment_id for attempt in exchange.attempts}
         for name in [name for name in self._lines if name not in room.lines]:
             del self._lines[name]
         return [name for name, served_by in self._lines.items() if not used.isdisjoint(served_by)]
